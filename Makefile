@@ -1,0 +1,33 @@
+# Everything a checkout needs, one word each. `make` alone lists the words.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check model bench-quick clean
+
+# Not called PYTHON: that is the name of the interpreter setup starts from.
+PY := .venv/bin/python
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## make .venv with vllmport, its tools and the engine for this machine
+	@scripts/setup.sh
+
+demo: setup ## start a pool on the bundled model and watch it answer
+	@$(PY) -m vllmport.pool.demo
+
+test: setup ## run every test (ARGS="-k name" to choose)
+	@$(PY) -m pytest $(ARGS)
+
+check: setup ## lint, formatting and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+model: setup ## train the bundled tiny model and its adapter again
+	$(PY) scripts/build_tiny_model.py
+
+bench-quick: setup ## measure calls and tokens a second, in a minute or so
+	@$(PY) bench/quick.py
+
+clean: ## remove what the tools left, and .venv
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist htmlcov .coverage .coverage.*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,47 @@
+"""The wire between hosts, supervisor and workers: messages, codec, errors, state tables.
+
+Nothing in this package does I/O, and nothing in it knows vLLM.
+"""
+
+from vllmport.bridge.codec import Array, Packed, Symbol, pack, unpack
+from vllmport.bridge.errors import (
+    Cancelled,
+    ConnectFailed,
+    DeadlineExceeded,
+    EngineDead,
+    EngineError,
+    InvalidRequest,
+    Overloaded,
+    PoolClosed,
+    PoolLost,
+    ProtocolError,
+    StartupFailed,
+    VllmportError,
+    WorkerLost,
+)
+from vllmport.bridge.messages import Message, decode, decode_header, encode
+
+__all__ = [
+    "Array",
+    "Cancelled",
+    "ConnectFailed",
+    "DeadlineExceeded",
+    "EngineDead",
+    "EngineError",
+    "InvalidRequest",
+    "Message",
+    "Overloaded",
+    "Packed",
+    "PoolClosed",
+    "PoolLost",
+    "ProtocolError",
+    "StartupFailed",
+    "Symbol",
+    "VllmportError",
+    "WorkerLost",
+    "decode",
+    "decode_header",
+    "encode",
+    "pack",
+    "unpack",
+]

@@ -1,0 +1,228 @@
+"""The `vllmport` command: serve a pool, ask it, look at it.
+
+Exit status: 0 done; 1 the call failed; 2 wrong usage; 3 no pool answers; 4 the deadline passed;
+5 a worker did not start; 6 the endpoint is taken; 130 interrupted.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vllmport.bridge.errors import (
+    ConnectFailed,
+    DeadlineExceeded,
+    InvalidRequest,
+    PoolLost,
+    StartupFailed,
+    VllmportError,
+)
+from vllmport.pool.client.llm import LLM, Stream
+from vllmport.pool.client.pool import Pool, announce_demonstration
+from vllmport.pool.endpoint import default_endpoint
+
+EXIT_STATUS: dict[type[VllmportError], int] = {
+    ConnectFailed: 3,
+    PoolLost: 3,
+    DeadlineExceeded: 4,
+    StartupFailed: 5,
+}
+
+Command = Callable[..., Any]
+
+_endpoint = click.option(
+    "--endpoint", help="ipc://PATH of the pool; else VLLMPORT_ENDPOINT, else the user's runtime folder."
+)
+
+
+def _sampling(command: Command) -> Command:
+    """Add the options of a call."""
+    for option in (
+        _endpoint,
+        click.option("--model", help="Name of the model; may be left out if the pool has only one."),
+        click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True),
+        click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True),
+        click.option("--timeout", type=float, help="Seconds for each answer; 600 if left out."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(help=__doc__)
+@click.version_option(package_name="vllmport")
+def cli() -> None:
+    """Hold the commands together."""
+
+
+@cli.command()
+@click.argument("config", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--endpoint", help="ipc://PATH to listen on, instead of the configured one.")
+@click.option("--model", "models", multiple=True, help="A model to start; may be given several times.")
+def serve(config: Path | None, endpoint: str | None, models: tuple[str, ...]) -> None:
+    """Run a pool until SIGTERM; CONFIG is a pool.toml. A second SIGTERM stops it at once."""
+    from vllmport.pool.client.launch import new_run_dir
+    from vllmport.pool.config import load_config
+
+    overrides: dict[str, Any] = {"models": {name: {"model": name} for name in models}}
+    if endpoint:
+        overrides["endpoint"] = endpoint
+    settings = load_config(config, overrides)
+    if not settings.models:
+        announce_demonstration()
+        settings = load_config(settings, {"models": {"tiny": {"model": "tiny"}}})
+    settings.endpoint = settings.endpoint or default_endpoint()
+    settings.log_dir = settings.log_dir or _state_dir() / "logs"
+    plan = settings.to_plan(new_run_dir())
+    fd = os.memfd_create("plan", 0)  # inherited; a plan may hold secrets, so no file
+    os.write(fd, plan.to_json().encode())
+    os.lseek(fd, 0, os.SEEK_SET)
+    command = [sys.executable, "-m", "vllmport.pool.supervisor", "--plan-fd", str(fd)]
+    os.execv(sys.executable, command)  # noqa: S606  # the process becomes the supervisor
+
+
+@cli.command()
+@click.argument("prompt")
+@_sampling
+def generate(prompt: str, endpoint: str | None, model: str | None, timeout: float | None, **params: Any) -> None:
+    """Complete PROMPT and print it as it comes."""
+    with _attached(endpoint, model) as llm:
+        _print(llm.stream(prompt, params, timeout=timeout))
+
+
+@cli.command()
+@click.argument("message", required=False)
+@click.option("--system", help="A system message to begin with.")
+@_sampling
+def chat(
+    message: str | None,
+    system: str | None,
+    endpoint: str | None,
+    model: str | None,
+    timeout: float | None,
+    **params: Any,
+) -> None:
+    """Answer MESSAGE, or talk: one line, one answer, until end of file."""
+    messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
+    with _attached(endpoint, model) as llm:
+        for line in [message] if message else _lines():
+            messages.append({"role": "user", "content": line})
+            answer = _print(llm.stream_chat(messages, params, timeout=timeout))
+            messages.append({"role": "assistant", "content": answer})
+
+
+@cli.command()
+@_endpoint
+@click.option("--json", "as_json", is_flag=True, help="Print the whole status as JSON.")
+@click.option("--wait", is_flag=True, help="Wait until every worker is READY, or one has FAILED.")
+@click.option("--timeout", type=float, default=600.0, show_default=True, help="Seconds to wait.")
+def status(endpoint: str | None, as_json: bool, wait: bool, timeout: float) -> None:  # noqa: FBT001
+    """Show the pool's models and workers."""
+    end = time.monotonic() + timeout
+    with Pool.connect(endpoint) as pool:
+        found = pool.status()
+        while wait and not _settled(found):
+            if time.monotonic() > end:
+                raise DeadlineExceeded(f"not every worker was READY within {timeout:g} s")
+            time.sleep(0.2)
+            found = pool.status()
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        _show(found)
+    failed = [worker for worker in found["workers"] if worker["state"] == "FAILED"]
+    if failed:
+        sys.exit(EXIT_STATUS[StartupFailed])
+
+
+@cli.command()
+@_endpoint
+@click.option("--now", is_flag=True, help="Do not wait for open calls.")
+def stop(endpoint: str | None, now: bool) -> None:  # noqa: FBT001
+    """Stop the pool: open calls are finished first, for a while."""
+    with Pool.connect(endpoint) as pool:
+        pool.call("shutdown", {"drain": not now})
+
+
+@contextmanager
+def _attached(endpoint: str | None, name: str | None) -> Iterator[LLM]:
+    with Pool.connect(endpoint) as pool:
+        names = [model["name"] for model in pool.status()["models"]]
+        if name is None and len(names) != 1:
+            known = ", ".join(names) or "none"
+            raise InvalidRequest.of("model", None, f"say which --model; this pool has: {known}")
+        with pool.llm(name=name or names[0]) as llm:
+            yield llm
+
+
+def _print(stream: Stream) -> str:
+    with stream:
+        parts = []
+        for delta in stream:
+            parts.append(delta.text)
+            click.echo(delta.text, nl=False)
+        click.echo()
+    return "".join(parts)
+
+
+def _lines() -> Iterator[str]:
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if line.strip():
+            yield line
+
+
+def _settled(found: dict[str, Any]) -> bool:
+    states = {worker["state"] for worker in found["workers"]}
+    return "FAILED" in states or states == {"READY"}
+
+
+def _show(found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    supervisor = found["supervisor"]
+    console = Console()
+    console.print(f"pool at {supervisor['endpoint']}, supervisor {supervisor['pid']}, {supervisor['clients']} clients")
+    table = Table("worker", "state", "mode", "pid", "in flight", "restarts", "last exit", "note", box=None)
+    for worker in found["workers"]:
+        note = (worker["error"] or worker["stage"] or "").splitlines()[:1]
+        row = (worker[key] for key in ("id", "state", "mode", "pid", "in_flight", "restarts", "last_exit"))
+        table.add_row(*("" if cell is None else str(cell) for cell in row), *(note or [""]))
+    console.print(table)
+    for model in found["models"]:
+        console.print(f"model {model['name']}: {model['state']}, {model['queued']} queued, {model['leases']} leases")
+
+
+def _state_dir() -> Path:
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "vllmport"
+
+
+def main() -> None:
+    """Run the command; every error is one clear line and an exit status."""
+    if sys.platform != "linux":
+        sys.stderr.write("vllmport: Linux only: it rests on pidfds, subreapers and process groups\n")
+        sys.exit(1)
+    try:
+        cli(standalone_mode=False)
+    except click.ClickException as exc:
+        exc.show()
+        sys.exit(exc.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except VllmportError as exc:
+        sys.stderr.write(f"vllmport: {exc}\n")
+        sys.exit(next((code for cls, code in EXIT_STATUS.items() if isinstance(exc, cls)), 1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The Python client: pools, models, results. Light: no engine, no configuration library at import."""

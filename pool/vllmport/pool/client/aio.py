@@ -1,0 +1,422 @@
+"""The same client for asyncio: AsyncPool, AsyncLLM, AsyncStream.
+
+The connection and its thread are those of the sync client; only the waiting is different.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from typing import Any, Self, TypeVar
+
+from vllmport.bridge.errors import PoolClosed, VllmportError
+from vllmport.bridge.limits import DEFAULT_WINDOW
+from vllmport.bridge.messages import Call
+from vllmport.bridge.timeouts import resolve_timeout
+from vllmport.pool.client.batch import Batch
+from vllmport.pool.client.connection import Connection
+from vllmport.pool.client.llm import LOAD_PROFILE
+from vllmport.pool.client.mailbox import Done, Event, Failed, Item
+from vllmport.pool.client.pool import CONTROL_TIMEOUT, Pool, announce_demonstration
+from vllmport.pool.client.progress import batch_bar
+from vllmport.pool.client.requests import (
+    Message,
+    Params,
+    Prompt,
+    Prompts,
+    call_for,
+    chat_requests,
+    generate_requests,
+    load_arguments,
+    numbered,
+)
+from vllmport.pool.client.results import Delta, RequestOutput, deltas_from, result_from
+
+T = TypeVar("T")
+
+
+class LoopMailbox:
+    """A mailbox for a coroutine: the connection's thread hands events to the loop."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[Event] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+
+    def put(self, event: Event) -> None:
+        """Add an event, from the connection's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
+
+    async def get(self, timeout: float | None = None) -> Event | None:
+        """Wait for the next event; None if nothing came within `timeout` seconds."""
+        if timeout is None:
+            return await self._queue.get()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                return await self._queue.get()
+        return None
+
+
+class AsyncStream(AsyncIterator[Delta]):
+    """The deltas of one call. Leave the loop early and `await aclose()`, or cancel the task.
+
+    Attributes:
+        result: The summary, without outputs, once the stream has ended; None before.
+    """
+
+    def __init__(self, llm: "AsyncLLM", call: Call, args: dict[str, Any], timeout: float) -> None:
+        self.result: RequestOutput | None = None
+        self.request_id = call.request_id
+        self._llm = llm
+        self._request = (call, args, timeout)
+        self._mailbox = LoopMailbox()
+        self._connection: Connection | None = None
+        self._call = 0
+        self._taken = 0
+        self._ready: list[Delta] = []
+        self._ended = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Delta:
+        while not self._ready:
+            if self._ended:
+                raise StopAsyncIteration
+            try:
+                await self._advance()
+            except BaseException:  # a cancelled task: the call must not go on unseen
+                await self.aclose()
+                raise
+        return self._ready.pop()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_ended", True):
+            self._abandon()
+
+    async def aclose(self) -> None:
+        """Cancel the call if it still runs."""
+        self._abandon()
+
+    async def _advance(self) -> None:
+        if self._connection is None:
+            call, args, timeout = self._request
+            connection = await self._llm.connection()
+            self._call = connection.submit(call, args, timeout, self._mailbox)
+            self._connection = connection
+        match await self._mailbox.get():
+            case Item(_, value):
+                self._ready = deltas_from(value)[::-1]
+                self._grant(self._connection)
+            case Done(_, value):
+                self._ended = True
+                self.result = result_from(value)
+            case Failed(_, error):
+                self._ended = True
+                raise error
+
+    def _grant(self, connection: Connection) -> None:
+        self._taken += 1
+        if self._taken >= DEFAULT_WINDOW // 2:
+            connection.credit(self._call, self._taken)
+            self._taken = 0
+
+    def _abandon(self) -> None:
+        self._ended = True
+        if self._connection is not None:
+            self._connection.abandon(self._call)
+
+
+class AsyncLLM:
+    """A model of a pool, for coroutines. Methods, arguments and errors are those of `LLM`."""
+
+    def __init__(self, pool: "AsyncPool", model: str | None, options: dict[str, Any]) -> None:
+        name = options.pop("name")
+        self.closed = False
+        self.name = str(name or model or "tiny")
+        self._pool = pool
+        self._wait = bool(options.pop("wait"))
+        self._load_arguments = load_arguments(model, name, **options)
+        self._lease: Connection | None = None
+        self._loading = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        return f"<AsyncLLM {self.name!r} at {self._pool.endpoint}{' closed' if self.closed else ''}>"
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self._opened().__await__()
+
+    async def _opened(self) -> Self:
+        await self.connection()
+        return self
+
+    async def __aenter__(self) -> Self:
+        return await self._opened()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def generate(
+        self,
+        prompts: Prompts,
+        sampling_params: Params | Sequence[Params] = None,
+        *,
+        timeout: float | None = None,
+        timeout_profile: str | None = None,
+        priority: int | None = None,
+        request_id: str | None = None,
+        use_tqdm: bool | Callable[..., Any] = False,
+        lora_request: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete prompts; see `LLM.generate`."""
+        requests = generate_requests(prompts, sampling_params, {"lora_request": lora_request})
+        call = call_for(self.name, "generate", priority, request_id)
+        seconds = resolve_timeout(timeout, timeout_profile)
+        return await self._batch(call, requests, result_from, seconds, use_tqdm)
+
+    async def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: Params | Sequence[Params] = None,
+        *,
+        timeout: float | None = None,
+        timeout_profile: str | None = None,
+        priority: int | None = None,
+        request_id: str | None = None,
+        use_tqdm: bool | Callable[..., Any] = False,
+        **template: Any,
+    ) -> list[RequestOutput]:
+        """Answer conversations; see `LLM.chat`."""
+        requests = chat_requests(messages, sampling_params, template)
+        call = call_for(self.name, "chat", priority, request_id)
+        seconds = resolve_timeout(timeout, timeout_profile)
+        return await self._batch(call, requests, result_from, seconds, use_tqdm)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling_params: Params = None,
+        *,
+        timeout: float | None = None,
+        timeout_profile: str | None = None,
+        priority: int | None = None,
+        request_id: str | None = None,
+        lora_request: Mapping[str, Any] | None = None,
+    ) -> AsyncStream:
+        """Complete one prompt and yield what is new as it comes; see `LLM.stream`."""
+        (args,) = generate_requests([prompt], sampling_params, {"lora_request": lora_request})
+        call = call_for(self.name, "generate", priority, request_id, DEFAULT_WINDOW)
+        return AsyncStream(self, call, args, resolve_timeout(timeout, timeout_profile))
+
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        sampling_params: Params = None,
+        *,
+        timeout: float | None = None,
+        timeout_profile: str | None = None,
+        priority: int | None = None,
+        request_id: str | None = None,
+        **template: Any,
+    ) -> AsyncStream:
+        """Answer one conversation and yield what is new as it comes; see `LLM.stream_chat`."""
+        (args,) = chat_requests(messages, sampling_params, template)
+        call = call_for(self.name, "chat", priority, request_id, DEFAULT_WINDOW)
+        return AsyncStream(self, call, args, resolve_timeout(timeout, timeout_profile))
+
+    async def tokenize(self, prompt: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the token ids of a text."""
+        args = {"prompt": prompt, "add_special_tokens": add_special_tokens}
+        return list((await self.call("tokenize", args))["token_ids"])
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """Return the text of token ids."""
+        return str((await self.call("detokenize", {"token_ids": list(token_ids)}))["text"])
+
+    async def call(self, verb: str, args: dict[str, Any], *, timeout: float | None = None) -> Any:
+        """Call a verb of the engine by its name and return its plain result."""
+        call = call_for(self.name, verb, None, None)
+        return (await self._batch(call, [args], lambda value: value, resolve_timeout(timeout)))[0]
+
+    async def engine_config(self) -> dict[str, Any]:
+        """Return what the engine resolved its arguments to."""
+        return dict(await self._pool.call("engine_config", {"name": self.name}))
+
+    async def aclose(self) -> None:
+        """Give up this handle's lease; the engine stops with the last one, unless declared."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._lease is not None and self._lease.alive:
+            with contextlib.suppress(VllmportError):  # a pool that is gone holds no lease
+                call = call_for("", "release", None, None)
+                await run_call(self._lease, call, {"name": self.name}, 10.0)
+
+    async def connection(self) -> Connection:
+        """Return a live connection on which this handle has its lease."""
+        if self.closed:
+            raise PoolClosed(f"this handle of model {self.name!r} was closed")
+        connection = await self._pool.connection()
+        if connection is self._lease:
+            return connection
+        async with self._loading:
+            if connection is not self._lease:
+                call = call_for("", "load", None, None)
+                arguments = {**self._load_arguments, "wait": self._wait}
+                await run_call(connection, call, arguments, resolve_timeout(profile=LOAD_PROFILE))
+                self._lease = connection
+        return connection
+
+    async def _batch(
+        self,
+        call: Call,
+        requests: list[dict[str, Any]],
+        convert: Callable[[Any], T],
+        timeout: float,
+        use_tqdm: bool | Callable[..., Any] = False,  # noqa: FBT001, FBT002  # vLLM's parameter
+    ) -> list[T]:
+        connection = await self.connection()
+        deadline = time.monotonic() + timeout
+        batch = Batch(requests, convert)
+        mailbox = LoopMailbox()
+        try:
+            with batch_bar(len(requests), use_tqdm) as advance:
+                while not batch.done:
+                    for index, args in batch.submits(time.monotonic()):
+                        own = numbered(call, index, len(requests))
+                        try:
+                            left = deadline - time.monotonic()
+                            batch.submitted(index, connection.submit(own, args, left, mailbox))
+                        except VllmportError as exc:
+                            batch.refused(index, exc, time.monotonic())
+                    if batch.done:
+                        break
+                    event = await mailbox.get(batch.wait(time.monotonic()))
+                    if event is not None:
+                        advance(batch.take(event, time.monotonic()))
+        finally:
+            for call_id in batch.open_calls:
+                connection.abandon(call_id)
+        return batch.outcome()
+
+
+class AsyncPool:
+    """A pool, for coroutines: `async with AsyncPool() as pool`, or `await AsyncPool.connect()`.
+
+    Arguments, methods and errors are those of `Pool`.
+    """
+
+    def __init__(self, config: Any = None, **overrides: Any) -> None:
+        self._make: Callable[[], Pool] = lambda: Pool(config, **overrides)
+        self._pool: Pool | None = None
+        self._starting = asyncio.Lock()
+
+    @classmethod
+    async def connect(cls, endpoint: str | None = None) -> Self:
+        """Join a pool that runs already; see `Pool.connect`."""
+        self = cls()
+        self._make = lambda: Pool.connect(endpoint)
+        return await self._opened()
+
+    def __repr__(self) -> str:
+        return f"<AsyncPool {self._pool.endpoint if self._pool else 'not started'}>"
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self._opened().__await__()
+
+    async def __aenter__(self) -> Self:
+        return await self._opened()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    @property
+    def endpoint(self) -> str:
+        """Where others can connect to this pool.
+
+        Raises:
+            PoolClosed: It was not started: await it, or use `async with`.
+        """
+        return self._started().endpoint
+
+    def llm(
+        self,
+        model: str | None = None,
+        *,
+        name: str | None = None,
+        v1_multiprocessing: str = "auto",
+        env: Mapping[str, str] | None = None,
+        replicas: int = 1,
+        wait: bool = True,
+        **engine_args: Any,
+    ) -> AsyncLLM:
+        """Make a handle of a model; await it to have it loaded. See `Pool.llm`."""
+        if model is None and name is None:
+            announce_demonstration()
+        options = {
+            "name": name,
+            "v1_multiprocessing": v1_multiprocessing,
+            "env": env,
+            "replicas": replicas,
+            "wait": wait,
+        }
+        return AsyncLLM(self, model, {**options, "engine_args": engine_args})
+
+    async def unload(self, name: str, *, timeout: float = CONTROL_TIMEOUT) -> None:
+        """Stop a model whoever holds a lease on it, and wait until it is gone."""
+        await self.call("unload", {"name": name}, timeout=timeout)
+
+    async def status(self) -> dict[str, Any]:
+        """Return what runs: supervisor, spawner, models, workers, counters."""
+        return dict(await self.call("status", {}))
+
+    async def call(self, verb: str, args: dict[str, Any], *, timeout: float = CONTROL_TIMEOUT) -> Any:
+        """Call a verb of the pool itself and return its plain result."""
+        return await run_call(await self.connection(), call_for("", verb, None, None), args, timeout)
+
+    async def connection(self) -> Connection:
+        """Return a live connection."""
+        link = self._started().link
+        return link.current() or await asyncio.to_thread(link.connection)
+
+    async def aclose(self) -> None:
+        """End an owned pool, and wait until nothing of it is left; leave one that was joined."""
+        if self._pool is not None:
+            await asyncio.to_thread(self._pool.close)
+
+    async def _opened(self) -> Self:
+        async with self._starting:
+            if self._pool is None:
+                self._pool = await asyncio.to_thread(self._make)
+        return self
+
+    def _started(self) -> Pool:
+        if self._pool is None:
+            raise PoolClosed("this AsyncPool was not started: await it, or use `async with`")
+        return self._pool
+
+
+async def run_call(connection: Connection, call: Call, args: dict[str, Any], timeout: float) -> Any:
+    """Make one call and wait for its result; cancel it if the task is cancelled.
+
+    Raises:
+        VllmportError: The call failed.
+    """
+    mailbox = LoopMailbox()
+    call_id = connection.submit(call, args, timeout, mailbox)
+    try:
+        match await mailbox.get():
+            case Done(_, value):
+                return value
+            case Failed(_, error):
+                raise error
+        raise AssertionError("a call without a window has no items")
+    except BaseException:
+        connection.abandon(call_id)
+        raise

@@ -1,0 +1,318 @@
+"""One connection to a supervisor: calls go out, their events come back into mailboxes.
+
+Owns the socket and the thread that reads it. Safe to use from many threads. It lives until the
+supervisor or the user ends it and is never revived; `link.py` opens the next one.
+"""
+
+import itertools
+import logging
+import math
+import os
+import select
+import socket
+import threading
+import time
+from importlib.metadata import version
+from typing import Any, Final
+
+import zmq
+
+from vllmport.bridge.codec import Bytes, Packed, pack, unpack
+from vllmport.bridge.deadlines import Deadlines
+from vllmport.bridge.errors import (
+    ConnectFailed,
+    DeadlineExceeded,
+    Overloaded,
+    PoolClosed,
+    PoolLost,
+    ProtocolError,
+    VllmportError,
+)
+from vllmport.bridge.limits import DEADLINE_GRACE_MS, MAX_FRAME, PROTOCOL_VERSION
+from vllmport.bridge.messages import (
+    Bye,
+    Call,
+    Cancel,
+    Credit,
+    End,
+    Error,
+    Hello,
+    Items,
+    Message,
+    Result,
+    Welcome,
+    decode,
+    encode,
+    error_from,
+    expect,
+)
+from vllmport.bridge.timeouts import to_wire
+from vllmport.pool.client.mailbox import Done, Failed, Item, Mailbox
+
+logger = logging.getLogger("vllmport.client")
+
+GRACE: Final = 2 * DEADLINE_GRACE_MS / 1000
+"""Seconds after a deadline before this end gives up on the supervisor's answer."""
+
+
+class Connection:
+    """An open connection.
+
+    Args:
+        endpoint: `ipc://PATH` of the pool.
+        timeout: Seconds to wait for the pool's answer to HELLO.
+
+    Raises:
+        ConnectFailed: Nobody answers there.
+        ProtocolError: Somebody does, but not in this protocol, or refuses this user.
+    """
+
+    def __init__(self, endpoint: str, timeout: float = 5.0) -> None:
+        _probe(endpoint)
+        self.endpoint = endpoint
+        self.pid = os.getpid()
+        self.late = 0
+        self._error: VllmportError | None = None
+        self._lock = threading.Lock()
+        self._ids = itertools.count(1)
+        self._mailboxes: dict[int, Mailbox] = {}
+        self._deadlines: Deadlines[int] = Deadlines()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
+        self._socket.setsockopt(zmq.LINGER, 200)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, -1)
+        self._socket.setsockopt(zmq.RCVHWM, 0)  # streams are bounded by credit
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._socket.connect(endpoint)
+        try:
+            self.welcome = self._greet(timeout)
+        except VllmportError:
+            self._release()
+            raise
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._thread = threading.Thread(target=self._read, name="vllmport-client", daemon=True)
+        self._thread.start()
+
+    def __repr__(self) -> str:
+        state = f"lost: {self._error}" if self._error is not None else "open"
+        return f"<Connection {self.endpoint} {state}, {len(self._mailboxes)} calls>"
+
+    @property
+    def alive(self) -> bool:
+        """Whether calls can be made on it, in this process."""
+        return self._error is None and self.pid == os.getpid()
+
+    def submit(
+        self,
+        call: Call,
+        args: dict[str, Any],
+        timeout: float,
+        mailbox: Mailbox,
+    ) -> int:
+        """Send a call; its events go to `mailbox` until the terminal one.
+
+        Args:
+            call: Model, verb and options; its id and budget are set here.
+            args: The verb's arguments.
+            timeout: Seconds for the whole call; `math.inf` for no limit.
+            mailbox: Where the events go.
+
+        Returns:
+            The id of the call.
+
+        Raises:
+            InvalidRequest: The arguments cannot travel.
+            Overloaded: The pool does not read fast enough.
+            PoolLost: The connection is gone.
+        """
+        packed = pack(args)
+        call_id = next(self._ids)
+        header = call._replace(id=call_id, remaining_ms=to_wire(timeout))
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            self._mailboxes[call_id] = mailbox
+            wake = self._deadlines.next()
+            self._deadlines.set(call_id, time.monotonic() + timeout + GRACE)
+            wake_early = self._deadlines.next() < wake
+            try:
+                self._send(header, packed)
+            except zmq.Again:
+                self._forget(call_id)
+                raise Overloaded(
+                    "the pool does not take more messages at the moment", details={"retry_after": 0.1}
+                ) from None
+        if wake_early:
+            os.eventfd_write(self._wake, 1)
+        return call_id
+
+    def cancel(self, call_id: int) -> None:
+        """Ask for a call to be given up; its terminal event still comes."""
+        self._notify(Cancel(call_id))
+
+    def abandon(self, call_id: int) -> None:
+        """Give a call up and forget it: nothing of it comes any more."""
+        with self._lock:
+            known = self._forget(call_id) is not None
+        if known:
+            self._notify(Cancel(call_id))
+
+    def credit(self, call_id: int, count: int) -> None:
+        """Let a stream send `count` more items."""
+        self._notify(Credit(call_id, count))
+
+    def close(self) -> None:
+        """Leave; open calls fail with PoolClosed."""
+        if self.pid != os.getpid():
+            return  # a forked child: the connection is its parent's
+        self._notify(Bye("closed"))
+        self._end(PoolClosed("this client was closed"))
+        os.eventfd_write(self._wake, 1)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(5)
+
+    # Sending.
+
+    def _notify(self, message: Message) -> None:
+        with self._lock:
+            if self._error is None:
+                try:
+                    self._send(message)
+                except zmq.Again:
+                    logger.warning("not sent, the pool does not read: %s", message)
+
+    def _send(self, message: Message, packed: Packed | None = None) -> None:
+        """Send under the lock. Sending may swallow the socket's wake-up, so it is passed on."""
+        self._socket.send_multipart(encode(message, packed), zmq.NOBLOCK)
+        if self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            os.eventfd_write(self._wake, 1)
+
+    def _greet(self, timeout: float) -> Welcome:
+        product = version("vllmport")
+        hello = Hello([PROTOCOL_VERSION], product, self.pid, "python")
+        self._socket.send_multipart(encode(hello))
+        if not self._socket.poll(math.ceil(timeout * 1000)):
+            text = f"nobody answered at {self.endpoint} within {timeout:g} s"
+            raise ConnectFailed(text, phase="connect", details={"endpoint": self.endpoint})
+        message, payload, _ = decode(self._socket.recv_multipart())
+        if isinstance(message, Error):
+            raise error_from(message, unpack(payload))
+        return expect(message, Welcome)
+
+    # Receiving, in the connection's own thread.
+
+    def _read(self) -> None:
+        poller = select.poll()
+        monitor_fd = self._monitor.getsockopt(zmq.FD)
+        for fd in (self._socket.getsockopt(zmq.FD), monitor_fd, self._wake):
+            poller.register(fd, select.POLLIN)
+        while self._error is None:
+            try:
+                self._receive()
+                self._expire(time.monotonic())
+                if self._monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+                    self._end(PoolLost("the supervisor is gone", details={"endpoint": self.endpoint}))
+                    break
+            except VllmportError as exc:
+                self._end(exc)
+                break
+            with self._lock:
+                wait = self._deadlines.next() - time.monotonic()
+            events = poller.poll(None if math.isinf(wait) else max(0, math.ceil(wait * 1000)))
+            if any(fd == self._wake for fd, _ in events):
+                os.eventfd_read(self._wake)
+        self._release()
+        os.close(self._wake)
+
+    def _receive(self) -> None:
+        while True:
+            with self._lock:
+                if not self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+                    return
+                frames = self._socket.recv_multipart()
+            self._handle(frames)
+
+    def _handle(self, frames: list[bytes]) -> None:
+        message, payload, buffers = decode(frames)
+        match message:
+            case Items(entries):
+                self._on_items(entries, unpack(payload, buffers))
+            case Result(call_id):
+                self._finish(call_id, payload, buffers)
+            case End(entries):
+                for (call_id, _), summary in zip(entries, unpack(payload, buffers), strict=True):
+                    self._deliver(Done(call_id, summary))
+            case Error(0):
+                raise error_from(message, unpack(payload, buffers))
+            case Error(call_id):
+                self._deliver(Failed(call_id, error_from(message, unpack(payload, buffers))))
+            case Bye(reason):
+                raise PoolLost(f"the supervisor left: {reason}")
+            case _:
+                raise ProtocolError(f"a supervisor sends no {type(message).__name__}")
+
+    def _on_items(self, entries: list[list[int]], values: Any) -> None:
+        for (call_id, _), value in zip(entries, values, strict=True):
+            mailbox = self._mailboxes.get(call_id)
+            if mailbox is None:
+                self.late += 1  # of a call that was given up
+            else:
+                mailbox.put(Item(call_id, value))
+
+    def _finish(self, call_id: int, payload: Bytes, buffers: Any) -> None:
+        self._deliver(Done(call_id, unpack(payload, buffers)))
+
+    def _deliver(self, event: Done | Failed) -> None:
+        with self._lock:
+            mailbox = self._forget(event.call)
+        if mailbox is None:
+            self.late += 1
+        else:
+            mailbox.put(event)
+
+    def _expire(self, now: float) -> None:
+        """Last resort: the supervisor enforces deadlines, unless it hangs itself."""
+        with self._lock:
+            late = [(call_id, self._forget(call_id)) for call_id in self._deadlines.pop_due(now)]
+        for call_id, mailbox in late:
+            if mailbox is not None:
+                error = DeadlineExceeded("the deadline passed and the pool said nothing", phase="connection")
+                mailbox.put(Failed(call_id, error))
+
+    # Ending.
+
+    def _forget(self, call_id: int) -> Mailbox | None:
+        self._deadlines.discard(call_id)
+        return self._mailboxes.pop(call_id, None)
+
+    def _end(self, error: VllmportError) -> None:
+        """Fail every open call, once."""
+        with self._lock:
+            if self._error is not None:
+                return
+            self._error = error
+            open_calls, self._mailboxes = self._mailboxes, {}
+        for call_id, mailbox in open_calls.items():
+            mailbox.put(Failed(call_id, error))
+
+    def _release(self) -> None:
+        with self._lock:
+            self._socket.disable_monitor()
+            self._context.destroy(linger=200)
+
+
+def _probe(endpoint: str) -> None:
+    """Say at once, with the reason, if nobody can be behind an ipc endpoint."""
+    path = endpoint.removeprefix("ipc://")
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.settimeout(1)
+            probe.connect(path)
+        except OSError as exc:
+            raise ConnectFailed(
+                f"no pool at {endpoint} ({exc.strerror or exc}); start one with `vllmport serve`, "
+                "or name another with VLLMPORT_ENDPOINT",
+                phase="connect",
+                details={"endpoint": endpoint},
+            ) from exc

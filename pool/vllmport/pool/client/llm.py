@@ -1,0 +1,387 @@
+"""A model handle: what one calls to generate, chat, stream, tokenize. The thread-based client."""
+
+import contextlib
+import queue
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from vllmport.bridge.errors import PoolClosed, VllmportError
+from vllmport.bridge.limits import DEFAULT_WINDOW
+from vllmport.bridge.messages import Call
+from vllmport.bridge.timeouts import resolve_timeout
+from vllmport.pool.client.batch import Batch
+from vllmport.pool.client.connection import Connection
+from vllmport.pool.client.link import Link
+from vllmport.pool.client.mailbox import Done, Failed, Item, ThreadMailbox
+from vllmport.pool.client.progress import batch_bar, load_line
+from vllmport.pool.client.requests import (
+    Message,
+    Params,
+    Prompt,
+    Prompts,
+    call_for,
+    chat_requests,
+    generate_requests,
+    load_arguments,
+    numbered,
+)
+from vllmport.pool.client.results import Delta, RequestOutput, deltas_from, result_from
+
+if TYPE_CHECKING:
+    from vllmport.pool.client.pool import Pool
+
+T = TypeVar("T")
+
+UseTqdm = bool | Callable[..., Any]
+
+LOAD_PROFILE = "batch_job"
+"""A model may take this profile's time to load; the supervisor notices loads that hang."""
+
+
+class Stream(Iterator[Delta]):
+    """The deltas of one call, as they are generated.
+
+    Iterate over it; leaving the loop early and closing it, or letting it go, cancels the call.
+
+    Attributes:
+        result: The summary, without outputs, once the stream has ended; None before.
+    """
+
+    def __init__(self, connection: Connection, call: Call, args: dict[str, Any], timeout: float) -> None:
+        self.result: RequestOutput | None = None
+        self.request_id = call.request_id
+        self._connection = connection
+        self._mailbox = ThreadMailbox()
+        self._window = call.window
+        self._taken = 0
+        self._ready: list[Delta] = []
+        self._open = True
+        self._call = connection.submit(call, args, timeout, self._mailbox)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Delta:
+        while not self._ready:
+            if not self._open:
+                raise StopIteration
+            try:
+                event = self._mailbox.get()
+            except BaseException:  # Ctrl-C while waiting: the call must not go on unseen
+                self.close()
+                raise
+            match event:
+                case Item(_, value):
+                    self._ready = deltas_from(value)[::-1]
+                    self._grant()
+                case Done(_, value):
+                    self._open = False
+                    self.result = result_from(value)
+                case Failed(_, error):
+                    self._open = False
+                    raise error
+        return self._ready.pop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_open", False):
+            with contextlib.suppress(Exception):  # at interpreter exit little works any more
+                self.close()
+
+    def close(self) -> None:
+        """Cancel the call if it still runs."""
+        if self._open:
+            self._open = False
+            self._connection.abandon(self._call)
+
+    def _grant(self) -> None:
+        """Let the sender go on once half of its window was read."""
+        self._taken += 1
+        if self._taken >= self._window // 2:
+            self._connection.credit(self._call, self._taken)
+            self._taken = 0
+
+
+class LLM:
+    """A model of a pool; same methods and result shapes as `vllm.LLM`.
+
+    `pool.llm(…)` returns one. Made directly, it starts a pool of its own, which ends with it: the
+    drop-in for `vllm.LLM`.
+
+    Args:
+        model: A folder, a hub name, an alias of the pool; the bundled model if None.
+        **options: As for `Pool.llm`.
+
+    Raises:
+        StartupFailed: The engine did not come up.
+        InvalidRequest: An argument can never work.
+    """
+
+    def __init__(self, model: str | None = None, **options: Any) -> None:
+        from vllmport.pool.client.pool import Pool
+
+        pool = Pool()
+        try:
+            self._attach(pool, model, options)
+        except BaseException:
+            pool.close()
+            raise
+        self._owned: Pool | None = pool
+
+    @classmethod
+    def of(cls, pool: "Pool", model: str | None, options: dict[str, Any]) -> Self:
+        """Make a handle of a model in an existing pool; `Pool.llm` calls this."""
+        self = cls.__new__(cls)
+        self._owned = None
+        self._attach(pool, model, options)
+        return self
+
+    def _attach(self, pool: "Pool", model: str | None, options: dict[str, Any]) -> None:
+        self.closed = False
+        self._pool = pool
+        self._link: Link = pool.link
+        name = options.pop("name", None)
+        wait = options.pop("wait", True)
+        own = {key: options.pop(key, default) for key, default in _OWN_OPTIONS.items()}
+        own["env"] = dict(own["env"] or {})
+        self._load_arguments = load_arguments(model, name, **own, engine_args=options)
+        self.name = str(name or model or "tiny")
+        self._lease: Connection | None = None
+        self._load(wait=wait)
+
+    def __repr__(self) -> str:
+        return f"<LLM {self.name!r} at {self._link.endpoint}{' closed' if self.closed else ''}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Generation.
+
+    def generate(
+        self,
+        prompts: Prompts,
+        sampling_params: Params | Sequence[Params] = None,
+        *,
+        timeout: float | None = None,
+        timeout_profile: str | None = None,
+        priority: int | None = None,
+        request_id: str | None = None,
+        use_tqdm: UseTqdm = False,
+        lora_request: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete prompts.
+
+        Args:
+            prompts: One prompt or a list: text, token ids, or maps as vLLM takes them.
+            sampling_params: For all, or a list with one for each prompt.
+            timeout: Seconds for the whole call, queue included; `math.inf` for no limit.
+            timeout_profile: "default", "streaming", "ml_inference" (if nothing is given) or
+                "batch_job".
+            priority: Lower runs first.
+            request_id: Your name for the call, in results, logs and errors.
+            use_tqdm: Show a progress bar; a tqdm class of your own is taken as well.
+            lora_request: A map with lora_name, lora_int_id and lora_path.
+
+        Returns:
+            One result for each prompt, in their order.
+
+        Raises:
+            DeadlineExceeded: Time was up; `tokens` and `partial` say how far one prompt came.
+            InvalidRequest: A prompt or parameter can never work.
+            WorkerLost: The worker died under it; make the call again.
+            Overloaded: The queue is full; `retry_after` says when to come back.
+
+        For a list of prompts the error's `details["results"]` has what was finished.
+        """
+        requests = generate_requests(prompts, sampling_params, {"lora_request": lora_request})
+        seconds = resolve_timeout(timeout, timeout_profile)
+        return self._batch("generate", requests, result_from, seconds, priority, request_id, use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: Params | Sequence[Params] = None,
+        *,
+        timeout: float | None = None,
+        timeout_profile: str | None = None,
+        priority: int | None = None,
+        request_id: str | None = None,
+        use_tqdm: UseTqdm = False,
+        **template: Any,
+    ) -> list[RequestOutput]:
+        """Answer conversations; `template` takes vLLM's chat_template, tools and the like.
+
+        Args and errors are those of `generate`; `messages` is one conversation or a list of them.
+        """
+        requests = chat_requests(messages, sampling_params, template)
+        seconds = resolve_timeout(timeout, timeout_profile)
+        return self._batch("chat", requests, result_from, seconds, priority, request_id, use_tqdm)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling_params: Params = None,
+        *,
+        timeout: float | None = None,
+        timeout_profile: str | None = None,
+        priority: int | None = None,
+        request_id: str | None = None,
+        lora_request: Mapping[str, Any] | None = None,
+    ) -> Stream:
+        """Complete one prompt and yield what is new as it comes. Args are those of `generate`."""
+        (args,) = generate_requests([prompt], sampling_params, {"lora_request": lora_request})
+        call = call_for(self.name, "generate", priority, request_id, DEFAULT_WINDOW)
+        return Stream(self._connection(), call, args, resolve_timeout(timeout, timeout_profile))
+
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        sampling_params: Params = None,
+        *,
+        timeout: float | None = None,
+        timeout_profile: str | None = None,
+        priority: int | None = None,
+        request_id: str | None = None,
+        **template: Any,
+    ) -> Stream:
+        """Answer one conversation and yield what is new as it comes. Args are those of `chat`."""
+        (args,) = chat_requests(messages, sampling_params, template)
+        call = call_for(self.name, "chat", priority, request_id, DEFAULT_WINDOW)
+        return Stream(self._connection(), call, args, resolve_timeout(timeout, timeout_profile))
+
+    # Tokens and facts.
+
+    def tokenize(self, prompt: str, *, add_special_tokens: bool = True, timeout: float | None = None) -> list[int]:
+        """Return the token ids of a text."""
+        args = {"prompt": prompt, "add_special_tokens": add_special_tokens}
+        return list(self.call("tokenize", args, timeout=timeout)["token_ids"])
+
+    def detokenize(self, token_ids: Sequence[int], *, timeout: float | None = None) -> str:
+        """Return the text of token ids."""
+        return str(self.call("detokenize", {"token_ids": list(token_ids)}, timeout=timeout)["text"])
+
+    def call(
+        self,
+        verb: str,
+        args: dict[str, Any],
+        *,
+        timeout: float | None = None,
+        timeout_profile: str | None = None,
+        priority: int | None = None,
+        request_id: str | None = None,
+    ) -> Any:
+        """Call a verb of the engine by its name and return its plain result."""
+        seconds = resolve_timeout(timeout, timeout_profile)
+        return self._batch(verb, [args], lambda value: value, seconds, priority, request_id)[0]
+
+    def engine_config(self) -> dict[str, Any]:
+        """Return what the engine resolved its arguments to."""
+        return dict(self._pool.call("engine_config", {"name": self.name}))
+
+    # Life.
+
+    def close(self) -> None:
+        """Give up this handle's lease; the engine stops with the last one, unless declared."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._owned is not None:
+            self._owned.close()
+            return
+        lease = self._lease
+        if lease is not None and lease.alive:
+            with contextlib.suppress(VllmportError):  # a pool that is gone holds no lease
+                run_call(lease, call_for("", "release", None, None), {"name": self.name}, 10.0)
+
+    def _load(self, *, wait: bool) -> None:
+        connection = self._link.connection()
+        call = call_for("", "load", None, None, DEFAULT_WINDOW)
+        arguments = {**self._load_arguments, "wait": wait}
+        with load_line(self.name, wanted=True) as show:
+            run_call(connection, call, arguments, resolve_timeout(profile=LOAD_PROFILE), show)
+        self._lease = connection
+
+    def _connection(self) -> Connection:
+        """Return a live connection on which this handle has its lease."""
+        if self.closed:
+            raise PoolClosed(f"this handle of model {self.name!r} was closed")
+        connection = self._link.connection()
+        if connection is not self._lease:  # after a loss, or in a forked child
+            self._load(wait=True)
+        return connection
+
+    def _batch(
+        self,
+        verb: str,
+        requests: list[dict[str, Any]],
+        convert: Callable[[Any], T],
+        timeout: float,
+        priority: int | None,
+        request_id: str | None,
+        use_tqdm: UseTqdm = False,  # noqa: FBT002  # vLLM's parameter
+    ) -> list[T]:
+        connection = self._connection()
+        call = call_for(self.name, verb, priority, request_id)
+        deadline = time.monotonic() + timeout
+        batch = Batch(requests, convert)
+        mailbox = ThreadMailbox()
+        try:
+            with batch_bar(len(requests), use_tqdm) as advance:
+                while not batch.done:
+                    for index, args in batch.submits(time.monotonic()):
+                        own = numbered(call, index, len(requests))
+                        try:
+                            left = deadline - time.monotonic()
+                            batch.submitted(index, connection.submit(own, args, left, mailbox))
+                        except VllmportError as exc:
+                            batch.refused(index, exc, time.monotonic())
+                    if batch.done:
+                        break
+                    with contextlib.suppress(queue.Empty):
+                        event = mailbox.get(batch.wait(time.monotonic()))
+                        advance(batch.take(event, time.monotonic()))
+        finally:  # an error, Ctrl-C: what still runs must not go on unseen
+            for call_id in batch.open_calls:
+                connection.abandon(call_id)
+        return batch.outcome()
+
+
+_OWN_OPTIONS: dict[str, Any] = {"v1_multiprocessing": "auto", "env": None, "replicas": 1}
+
+
+def run_call(
+    connection: Connection,
+    call: Call,
+    args: dict[str, Any],
+    timeout: float,
+    on_item: Callable[[Any], None] = lambda _: None,
+) -> Any:
+    """Make one call and wait for its end; cancel it if the wait is interrupted.
+
+    Raises:
+        VllmportError: The call failed.
+    """
+    mailbox = ThreadMailbox()
+    call_id = connection.submit(call, args, timeout, mailbox)
+    try:
+        while True:
+            match mailbox.get():
+                case Item(_, value):
+                    on_item(value)
+                    connection.credit(call_id, 1)
+                case Done(_, value):
+                    return value
+                case Failed(_, error):
+                    raise error
+    except BaseException:
+        connection.abandon(call_id)
+        raise

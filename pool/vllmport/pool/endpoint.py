@@ -1,0 +1,118 @@
+"""Where a pool listens: folders nobody else may read, and the lock that makes an endpoint one's own.
+
+Knows paths and locks; knows nothing of what listens there.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+import time
+from pathlib import Path
+from typing import Final
+
+from vllmport.bridge.errors import InvalidRequest
+
+MAX_SOCKET_PATH: Final = 107
+"""Bytes the kernel has room for in the path of a socket."""
+
+ENVIRONMENT: Final = "VLLMPORT_ENDPOINT"
+
+
+def runtime_dir() -> Path:
+    """Return this user's folder for sockets, made if needed, open to nobody else."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    path = Path(base) / "vllmport" if base else Path("/tmp") / f"vllmport-{os.getuid()}"  # noqa: S108
+    return private_dir(path)
+
+
+def private_dir(path: Path) -> Path:
+    """Make a folder of mode 0700, or check that it is one and ours.
+
+    Raises:
+        InvalidRequest: It belongs to somebody else, or others may enter it.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    info = path.lstat()
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
+        raise InvalidRequest.of("endpoint", str(path), f"{path} is not a folder of this user; choose another")
+    if info.st_mode & 0o077:
+        raise InvalidRequest.of(
+            "endpoint",
+            str(path),
+            f"others may enter {path}; run `chmod 700 {path}` or choose another folder",
+        )
+    return path
+
+
+def default_endpoint() -> str:
+    """Return the endpoint of the environment, else the one in the user's runtime folder."""
+    return os.environ.get(ENVIRONMENT) or f"ipc://{runtime_dir() / 'pool.sock'}"
+
+
+def socket_path(endpoint: str) -> Path:
+    """Return the path behind an endpoint.
+
+    Raises:
+        InvalidRequest: It is not an `ipc://` endpoint with an absolute path that fits.
+    """
+    path = endpoint.removeprefix("ipc://")
+    if path == endpoint or not path.startswith("/"):
+        text = f"an endpoint looks like ipc:///run/user/1000/vllmport/pool.sock, not {endpoint!r}"
+        raise InvalidRequest.of("endpoint", endpoint, text)
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        text = f"the socket path has {len(os.fsencode(path))} bytes, the kernel takes {MAX_SOCKET_PATH}: {path}"
+        raise InvalidRequest.of("endpoint", endpoint, text)
+    return Path(path)
+
+
+class EndpointTaken(Exception):
+    """Raised when another supervisor holds the endpoint."""
+
+
+def lock_endpoint(path: Path, patience: float) -> int:
+    """Take the lock beside a socket and remove a socket that nobody listens on any more.
+
+    Binding to a live ipc path would silently steal it, so whoever binds must hold this lock.
+
+    Args:
+        path: The socket.
+        patience: Seconds to wait for a supervisor that is just cleaning up.
+
+    Returns:
+        The descriptor that holds the lock; it lasts while any copy of it is open.
+
+    Raises:
+        EndpointTaken: Another supervisor holds it.
+    """
+    lock = Path(f"{path}.lock")
+    end = time.monotonic() + patience
+    while True:
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if _try_lock(fd):
+            if _is_still(fd, lock):
+                path.unlink(missing_ok=True)
+                return fd
+        elif time.monotonic() > end:
+            os.close(fd)
+            raise EndpointTaken(f"a pool is running at ipc://{path} already")
+        os.close(fd)
+        time.sleep(0.02)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        if exc.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def _is_still(fd: int, lock: Path) -> bool:
+    """Tell whether the file we locked is the one under that name: the last owner removes it."""
+    try:
+        return os.path.samestat(os.fstat(fd), lock.stat())
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,120 @@
+"""The finished, validated plan a supervisor is handed: plain data, plain types.
+
+Pure, and free of the libraries that check configuration, so that the supervisor stays small.
+`config.py` makes plans; the supervisor only reads them.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+TINY_MODEL = "tiny"
+"""Names the bundled demonstration model."""
+
+ECHO_MODEL = "echo"
+"""Names the engine without a model."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A named engine specification; each replica of it is one worker.
+
+    Attributes:
+        name: What callers call it.
+        model: A folder, a hub name, or "echo"; aliases are resolved.
+        engine: "vllm" or "echo".
+        v1_multiprocessing: "auto", "on" or "off".
+        env: Environment of its workers, on top of the supervisor's.
+        replicas: How many workers.
+        engine_args: Arguments of the engine itself.
+    """
+
+    name: str
+    model: str
+    engine: str = "vllm"
+    v1_multiprocessing: str = "auto"
+    env: dict[str, str] = field(default_factory=dict)
+    replicas: int = 1
+    engine_args: dict[str, Any] = field(default_factory=dict)
+
+    def for_worker(self) -> dict[str, Any]:
+        """Return what a worker has to know to build the engine."""
+        return {
+            "model": self.model,
+            "engine": self.engine,
+            "v1_multiprocessing": self.v1_multiprocessing,
+            "engine_args": self.engine_args,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How patient the supervisor is. Seconds, counts and bytes.
+
+    Attributes:
+        max_queue: Calls that may wait for one model.
+        max_queue_bytes: Bytes of arguments that may wait for one model.
+        max_client_bytes: Bytes that may wait for one client that does not read.
+        drain_timeout: How long open calls may go on when a worker or the pool stops.
+        stop_timeout: How long each step of stopping a worker may take before the next.
+        load_timeout: How long a worker may load before it counts as hung.
+        backoff_initial: Pause before the second restart in a row; it doubles from there.
+        backoff_max: The longest pause.
+        max_restarts: Deaths within `restart_window` after which a worker is given up.
+        restart_window: Over how long deaths are counted.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # read by config.py, never changed
+
+    max_queue: int = 4096
+    max_queue_bytes: int = 256 * 2**20
+    max_client_bytes: int = 64 * 2**20
+    drain_timeout: float = 30.0
+    stop_timeout: float = 5.0
+    load_timeout: float = 1800.0
+    backoff_initial: float = 0.5
+    backoff_max: float = 30.0
+    max_restarts: int = 5
+    restart_window: float = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything one supervisor needs to know.
+
+    Attributes:
+        endpoint: Where clients connect: `ipc://PATH`.
+        run_dir: A private folder of this run; removed with it.
+        log_dir: Where the workers' stderr goes, a file each.
+        python: Interpreter of the workers.
+        models: What to start at once, and to keep whoever leaves.
+        aliases: Model name as callers write it → folder or hub name.
+        policy: Limits and patience.
+        owner_pid: The process this pool dies with; 0 for a service.
+    """
+
+    endpoint: str
+    run_dir: str
+    log_dir: str
+    python: str
+    models: tuple[ModelSpec, ...] = ()
+    aliases: dict[str, str] = field(default_factory=dict)
+    policy: Policy = field(default_factory=Policy)
+    owner_pid: int = 0
+
+    @property
+    def socket_path(self) -> str:
+        """The file behind the endpoint."""
+        return self.endpoint.removeprefix("ipc://")
+
+    def to_json(self) -> str:
+        """Write the plan down for the supervisor's start."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """Read back what `to_json` wrote."""
+        data = json.loads(text)
+        data["models"] = tuple(ModelSpec(**model) for model in data["models"])
+        data["policy"] = Policy(**data["policy"])
+        return cls(**data)

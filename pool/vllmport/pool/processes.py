@@ -1,0 +1,99 @@
+"""Linux facts about processes that the supervisor and the spawner share.
+
+Knows pids, groups and signals; knows nothing of workers or models.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Final
+
+import psutil
+
+PR_SET_PDEATHSIG: Final = 1
+PR_SET_CHILD_SUBREAPER: Final = 36
+
+WORKER_TAG: Final = "VLLMPORT_WORKER_TAG"
+"""Environment variable that marks a worker and everything it starts: the nonce of the worker."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def prctl(option: int, value: int) -> None:
+    """Call prctl(2).
+
+    Raises:
+        OSError: The kernel refused.
+    """
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def become_subreaper() -> None:
+    """Let every descendant that loses its parent fall to this process."""
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when the thread that started it ends."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it went before we asked
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_group(pgid: int, signum: int = signal.SIGKILL) -> bool:
+    """Signal a process group; return whether anything is left in it to signal."""
+    try:
+        os.killpg(pgid, signum)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def descendants() -> list[psutil.Process]:
+    """Return all living processes below this one."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process().children(recursive=True)
+    return []
+
+
+def strays(tag: str) -> Iterator[psutil.Process]:
+    """Yield the descendants that carry this tag, wherever they moved."""
+    for process in descendants():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(WORKER_TAG) == tag:
+                yield process
+
+
+def kill_descendants(timeout: float) -> list[psutil.Process]:
+    """Kill everything below this process, what it starts meanwhile too; return what is left."""
+    end = time.monotonic() + timeout
+    while True:
+        left = descendants()
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        reap_all()
+        if not left or time.monotonic() > end:
+            return left
+        time.sleep(0.005)
+
+
+def reap_all() -> None:
+    """Collect every child that has ended."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def describe_exit(code: int, status: int) -> str:
+    """Say how a process ended, from `si_code` and `si_status` of waitid(2)."""
+    if code == os.CLD_EXITED:
+        return f"exited with status {status}"
+    with contextlib.suppress(ValueError):
+        return f"was killed by {signal.Signals(status).name}"
+    return f"was killed by signal {status}"

@@ -1,0 +1,1 @@
+"""The supervisor process: routes calls, decides over workers, never touches an engine."""

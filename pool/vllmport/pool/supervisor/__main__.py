@@ -1,0 +1,61 @@
+"""Start of the supervisor process: `python -m vllmport.pool.supervisor`.
+
+The plan comes as JSON through a descriptor, so that it may hold secrets. Once it serves, or if it
+cannot, it writes one line of JSON to the ready descriptor: `{"pid": …}` or `{"error": …}`.
+"""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from vllmport.pool.endpoint import EndpointTaken, lock_endpoint
+from vllmport.pool.plan import Plan
+from vllmport.pool.supervisor.server import Supervisor
+
+LOCK_PATIENCE = 3.0
+EXIT_TAKEN = 6
+
+
+def main() -> int:
+    """Read the plan, take the endpoint, serve."""
+    parser = argparse.ArgumentParser(prog="vllmport.pool.supervisor", description=__doc__)
+    parser.add_argument("--plan-fd", type=int, required=True)
+    parser.add_argument("--ready-fd", type=int, default=-1)
+    parser.add_argument("--lifeline-fd", type=int, default=-1)
+    args = parser.parse_args()
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
+    with os.fdopen(args.plan_fd) as pipe:
+        plan = Plan.from_json(pipe.read())
+    try:
+        lock = lock_endpoint(Path(plan.socket_path), LOCK_PATIENCE)
+    except EndpointTaken as exc:
+        _report(args.ready_fd, {"error": str(exc)})
+        shutil.rmtree(plan.run_dir, ignore_errors=True)
+        return EXIT_TAKEN
+    for fd in (args.ready_fd, args.lifeline_fd):
+        if fd >= 0:
+            os.set_inheritable(fd, False)
+    supervisor = Supervisor(plan, lock, args.lifeline_fd)
+    _report(args.ready_fd, {"pid": os.getpid()})
+    status = supervisor.run()
+    os.unlink(f"{plan.socket_path}.lock")
+    return status
+
+
+def _report(fd: int, message: dict[str, object]) -> None:
+    if fd < 0:
+        if "error" in message:
+            sys.stderr.write(f"vllmport: {message['error']}\n")
+        return
+    with os.fdopen(fd, "w") as pipe:
+        pipe.write(json.dumps(message) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

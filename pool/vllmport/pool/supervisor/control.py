@@ -1,0 +1,417 @@
+"""The verbs of the pool itself: load, release, unload, status, engine_config, shutdown.
+
+Pure, like `dispatch.py` and `fleet.py`, which it connects to callers: a call stays open here until
+the fleet has settled what it waits for. What has to be sent is collected in `outgoing`.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from vllmport.bridge.codec import Packed, pack, unpack
+from vllmport.bridge.deadlines import Deadlines
+from vllmport.bridge.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EngineError,
+    InvalidRequest,
+    PoolClosed,
+    ProtocolError,
+    VllmportError,
+    shown,
+)
+from vllmport.bridge.limits import MAX_CONTROL
+from vllmport.bridge.messages import Call, End, Items, Ping, Result, encode, error_message
+from vllmport.bridge.states import WorkerState
+from vllmport.bridge.timeouts import from_wire
+from vllmport.pool.plan import ECHO_MODEL, TINY_MODEL, ModelSpec
+from vllmport.pool.supervisor.dispatch import Dispatcher, Key, ToClient, ToWorker
+from vllmport.pool.supervisor.fleet import Fleet, Model
+
+PONG_WAIT: Final = 0.25
+"""Seconds that `status` waits for what the engines report, before it gives what it last heard."""
+
+MAX_NESTED: Final = 32
+"""Arrays and maps inside each other in the arguments of a verb."""
+
+MAX_MODEL_NAME: Final = 200
+"""Bytes in a model's name: its workers' logs are files named after it."""
+
+MAX_ENV: Final = 64 * 1024
+"""Characters in a model's environment."""
+
+_MODES: Final = ("auto", "on", "off")
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A call to the pool that is not answered yet."""
+
+    header: Call
+    verb: str
+    model: str = ""
+    sequence: int = 0
+    pings: set[int] = field(default_factory=set)
+
+
+class Control:
+    """Answers the calls that go to the pool itself.
+
+    Args:
+        fleet: Whose models are loaded and unloaded.
+        dispatcher: Whose queues are shown.
+        aliases: Model name as callers write it → what it stands for.
+        identity: What `status` says of the supervisor and the spawner.
+        stop: Called when somebody asked for the pool to stop; the argument says whether to drain.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        dispatcher: Dispatcher,
+        aliases: Mapping[str, str],
+        identity: Callable[[], dict[str, Any]],
+        stop: Callable[[bool], None],
+    ) -> None:
+        self._fleet = fleet
+        self._dispatcher = dispatcher
+        self._aliases = aliases
+        self._identity = identity
+        self._stop = stop
+        self._waiting: dict[Key, _Waiting] = {}
+        self._due: Deadlines[Key] = Deadlines()
+        self._stats: dict[str, dict[str, Any]] = {}
+        self._tokens = itertools.count(1)
+        self._outgoing: list[ToClient | ToWorker] = []
+        self._verbs: dict[str, Callable[[Key, Call, dict[str, Any], float], None]] = {
+            "load": self._load,
+            "release": self._release,
+            "unload": self._unload,
+            "status": self._status,
+            "engine_config": self._engine_config,
+            "shutdown": self._shutdown,
+        }
+
+    def take_outgoing(self) -> list[ToClient | ToWorker]:
+        """Hand over what has to be sent, in order. The caller must send all of it."""
+        outgoing, self._outgoing = self._outgoing, []
+        return outgoing
+
+    def next_deadline(self) -> float:
+        """Return when `expire` has to be called at the latest."""
+        return self._due.next()
+
+    def call(self, client: int, header: Call, packed: Packed, now: float) -> None:
+        """Take a call to the pool; every error becomes its answer."""
+        key = (client, header.id)
+        try:
+            if key in self._waiting:  # the first one goes on
+                text = f"call id {header.id} is already open on this connection"
+                self._tell(key, ProtocolError(text))
+                return
+            verb = self._verbs.get(header.verb)
+            if verb is None:
+                known = ", ".join(sorted(self._verbs))
+                text = f"the pool has no verb {header.verb!r}; known: {known}"
+                raise InvalidRequest.of("verb", header.verb, text)
+            args = _arguments(packed)
+            verb(key, header, args, now)
+        except VllmportError as exc:
+            self._fail(key, exc)
+
+    def cancel(self, client: int, call_id: int) -> None:
+        """Give up waiting; what was asked for goes on."""
+        if (client, call_id) in self._waiting:
+            self._fail((client, call_id), Cancelled("the caller cancelled the call", phase="load"))
+
+    def client_gone(self, client: int) -> None:
+        """Forget what a client waited for."""
+        for key in [key for key in self._waiting if key[0] == client]:
+            self._forget(key)
+
+    def progress(self, worker: str, now: float) -> None:
+        """Tell those who wait for this worker's model where it stands."""
+        record = self._fleet.workers.get(worker)
+        if record is None:
+            return
+        value = {
+            "worker": worker,
+            "state": record.state.value,
+            "stage": record.stage,
+            "elapsed": round(now - record.since, 3),
+        }
+        for key, waiting in self._waiting.items():
+            if waiting.verb == "load" and waiting.model == record.model and waiting.header.window:
+                items = Items([[key[1], waiting.sequence]], key[0])
+                waiting.sequence += 1
+                self._outgoing.append(ToClient(key[0], encode(items, pack([value]))))
+
+    def settled(self, model: str, error: VllmportError | None, now: float) -> None:
+        """Answer those who wait for a model to be ready."""
+        for key, waiting in list(self._waiting.items()):
+            if waiting.verb == "load" and waiting.model == model:
+                if error is None:
+                    self._answer(key, describe_model(self._fleet.models[model]))
+                else:
+                    self._fleet.release(model, key[0], now)
+                    self._fail(key, error)
+
+    def removed(self, model: str) -> None:
+        """Answer those who wait for a model to be gone, and those who still wanted it."""
+        for key, waiting in list(self._waiting.items()):
+            if waiting.model == model and waiting.verb == "unload":
+                self._answer(key, None)
+            elif waiting.model == model and waiting.verb == "load":
+                text = f"model {model!r} was unloaded before it was ready"
+                self._fail(key, PoolClosed(text, phase="load"))
+
+    def pong(self, worker: str, token: int, stats: dict[str, Any]) -> None:
+        """Note what an engine reports, and answer the `status` calls that waited for it alone."""
+        self._stats[worker] = stats
+        for key, waiting in list(self._waiting.items()):
+            if token in waiting.pings:
+                waiting.pings.discard(token)
+                if not waiting.pings:
+                    self._answer(key, self.status())
+
+    def worker_gone(self, worker: str) -> None:
+        """Forget what an engine reported."""
+        self._stats.pop(worker, None)
+
+    def expire(self, now: float) -> None:
+        """Answer the calls whose budget ran out; a `status` gives what is known."""
+        for key in self._due.pop_due(now):
+            if self._waiting[key].verb == "status":
+                self._answer(key, self.status())
+            else:
+                verb, model = self._waiting[key].verb, self._waiting[key].model
+                text = f"the deadline passed while {verb} of {model!r} went on; it still does"
+                self._fail(key, DeadlineExceeded(text, phase="load"))
+
+    def status(self) -> dict[str, Any]:
+        """Describe the pool as plain data; the keys are documented in `bridge/PROTOCOL.md`."""
+        return {
+            **self._identity(),
+            "models": [
+                {**describe_model(model), "queued": self._dispatcher.queued(name)}
+                for name, model in self._fleet.models.items()
+            ],
+            "workers": [self._describe_worker(worker) for worker in self._fleet.workers],
+            "counters": asdict(self._dispatcher.counters),
+        }
+
+    # Verbs.
+
+    def _load(self, key: Key, header: Call, args: dict[str, Any], now: float) -> None:
+        wait = args.pop("wait", True)
+        running = self._fleet.models.get(str(args.get("name")))
+        if running is not None and not args.get("model"):  # a name alone: whatever runs under it
+            spec = running.spec
+        else:
+            spec = spec_from(args, self._aliases)
+        model = self._fleet.load(spec, now, key[0])
+        self._dispatcher.add_model(spec.name)
+        if not wait or all(w.state is WorkerState.READY for w in model.workers.values()):
+            self._open(key, header, "load", spec.name, now)
+            self._answer(key, describe_model(model))
+            return
+        self._open(key, header, "load", spec.name, now)
+
+    def _release(self, key: Key, header: Call, args: dict[str, Any], now: float) -> None:
+        self._fleet.release(_text(args, "name"), key[0], now)
+        self._open(key, header, "release", "", now)
+        self._answer(key, None)
+
+    def _unload(self, key: Key, header: Call, args: dict[str, Any], now: float) -> None:
+        name = _text(args, "name")
+        self._fleet.unload(name, now)
+        self._open(key, header, "unload", name, now)
+
+    def _status(self, key: Key, header: Call, _args: dict[str, Any], now: float) -> None:
+        waiting = self._open(key, header, "status", "", now)
+        for worker in self._fleet.workers.values():
+            if worker.state in (WorkerState.READY, WorkerState.DRAINING):
+                token = next(self._tokens)
+                waiting.pings.add(token)
+                self._outgoing.append(ToWorker(worker.id, encode(Ping(token))))
+        if waiting.pings:
+            self._due.set(key, min(now + PONG_WAIT, from_wire(header.remaining_ms, now)))
+        else:
+            self._answer(key, self.status())
+
+    def _engine_config(self, key: Key, header: Call, args: dict[str, Any], now: float) -> None:
+        name = _text(args, "name")
+        if name not in self._fleet.models:
+            raise InvalidRequest.of("name", name, f"no model {name!r} in this pool")
+        self._open(key, header, "engine_config", name, now)
+        self._answer(key, self._fleet.models[name].info)
+
+    def _shutdown(self, key: Key, header: Call, args: dict[str, Any], now: float) -> None:
+        self._open(key, header, "shutdown", "", now)
+        self._answer(key, None)
+        self._stop(bool(args.get("drain", True)))
+
+    # Inside.
+
+    def _open(self, key: Key, header: Call, verb: str, model: str, now: float) -> _Waiting:
+        waiting = self._waiting[key] = _Waiting(header, verb, model)
+        self._due.set(key, from_wire(header.remaining_ms, now))
+        return waiting
+
+    def _forget(self, key: Key) -> _Waiting | None:
+        self._due.discard(key)
+        return self._waiting.pop(key, None)
+
+    def _answer(self, key: Key, value: Any) -> None:
+        waiting = self._forget(key)
+        assert waiting is not None, "answered once, by the one who opened it"
+        client, call_id = key
+        message = End([[call_id, 1]], client) if waiting.header.window else Result(call_id, client)
+        try:
+            packed = pack([value] if waiting.header.window else value)
+        except InvalidRequest as exc:  # it is what callers loaded, all together, that is too large
+            self._tell(key, EngineError(f"the answer cannot travel: {exc}"))
+            return
+        self._outgoing.append(ToClient(client, encode(message, packed)))
+
+    def _fail(self, key: Key, error: VllmportError) -> None:
+        self._forget(key)
+        self._tell(key, error)
+
+    def _tell(self, key: Key, error: VllmportError) -> None:
+        client, call_id = key
+        frames = encode(error_message(error, call_id, client), pack(error.details))
+        self._outgoing.append(ToClient(client, frames))
+
+    def _describe_worker(self, worker_id: str) -> dict[str, Any]:
+        worker = self._fleet.workers[worker_id]
+        return {
+            "id": worker.id,
+            "model": worker.model,
+            "pid": worker.pid or None,
+            "pgid": worker.pgid or None,
+            "state": worker.state.value,
+            "stage": worker.stage,
+            "mode": worker.mode,
+            "in_flight": self._dispatcher.in_flight(worker_id),
+            "unfinished": self._stats.get(worker_id, {}).get("unfinished", 0),
+            "steps": self._stats.get(worker_id, {}).get("steps", 0),
+            "restarts": worker.restarts,
+            "last_exit": worker.last_exit or None,
+            "error": worker.error.message if worker.error is not None else None,
+        }
+
+
+def describe_model(model: Model) -> dict[str, Any]:
+    """Describe a model as plain data; environment values stay out, they may be secret."""
+    spec = model.spec
+    return {
+        "name": spec.name,
+        "model": spec.model,
+        "engine": spec.engine,
+        "state": model.state.value,
+        "replicas": spec.replicas,
+        "v1_multiprocessing": spec.v1_multiprocessing,
+        "engine_args": spec.engine_args,
+        "env": sorted(spec.env),
+        "declared": model.declared,
+        "leases": model.leases.total(),
+    }
+
+
+def spec_from(args: dict[str, Any], aliases: Mapping[str, str]) -> ModelSpec:
+    """Build a specification from what a caller sent.
+
+    Raises:
+        InvalidRequest: A field is missing or of a wrong type.
+    """
+    if args.get("name") and not args.get("model"):
+        text = f"no model {args['name']!r} runs in this pool; say which `model` to load under this name"
+        raise InvalidRequest.of("name", repr(args["name"]), text)
+    asked = args.get("model") or TINY_MODEL
+    mode = args.get("v1_multiprocessing") or "auto"
+    replicas = args.get("replicas", 1)
+    env = args.get("env") or {}
+    engine_args = args.get("engine_args") or {}
+    name = args.get("name") or asked
+    for parameter, value in (("model", asked), ("name", name)):
+        if not isinstance(value, str) or not value.isprintable():
+            text = f"{parameter} must be printable text, not {shown(value)}"
+            raise InvalidRequest.of(parameter, shown(value), text)
+    if len(name.encode()) > MAX_MODEL_NAME:
+        text = f"the name of a model has at most {MAX_MODEL_NAME} bytes; give it a shorter name"
+        raise InvalidRequest.of("name", name, text)
+    if mode not in _MODES:
+        text = f"v1_multiprocessing is one of {', '.join(_MODES)}, not {shown(mode)}"
+        raise InvalidRequest.of("v1_multiprocessing", shown(mode), text)
+    if type(replicas) is not int or not 1 <= replicas <= 1024:
+        text = f"replicas is a number from 1 to 1024, not {shown(replicas)}"
+        raise InvalidRequest.of("replicas", shown(replicas), text)
+    _check_env(env)
+    if not isinstance(engine_args, dict) or not all(isinstance(key, str) for key in engine_args):
+        raise InvalidRequest.of("engine_args", None, "engine arguments are a map with text keys")
+    resolved = aliases.get(asked, asked)
+    bundled = resolved == aliases.get(TINY_MODEL)
+    return ModelSpec(
+        name=name,
+        model=resolved,
+        engine="echo" if resolved == ECHO_MODEL else "vllm",
+        # The demonstration model is there to be quick: one process, unless it was asked otherwise.
+        v1_multiprocessing="off" if bundled and mode == "auto" else mode,
+        env=env,
+        replicas=replicas,
+        engine_args=engine_args,
+    )
+
+
+def _arguments(packed: Packed) -> dict[str, Any]:
+    """Unpack the arguments of a verb.
+
+    Raises:
+        InvalidRequest: They are no map, too large, or nested too deeply to be worked with.
+        ProtocolError: They are no value at all.
+    """
+    if len(packed.payload) > MAX_CONTROL:
+        text = f"the arguments take {len(packed.payload)} bytes, the limit is {MAX_CONTROL} here"
+        raise InvalidRequest(text)
+    args = unpack(*packed)
+    if not isinstance(args, dict):
+        raise InvalidRequest("the payload of a CALL is a map of arguments")
+    if not _is_shallow(args, MAX_NESTED):
+        raise InvalidRequest(f"the arguments are nested more than {MAX_NESTED} levels deep")
+    return args
+
+
+def _is_shallow(value: Any, levels: int) -> bool:
+    match value:
+        case dict():
+            inner: Iterable[Any] = itertools.chain(value, value.values())
+        case list() | tuple() | set() | frozenset():
+            inner = value
+        case _:
+            return True
+    return levels > 0 and all(_is_shallow(item, levels - 1) for item in inner)
+
+
+def _check_env(env: Any) -> None:
+    """Refuse what cannot be an environment.
+
+    Raises:
+        InvalidRequest: It is no map of text to text, a name has "=", or it is too large.
+    """
+    if not isinstance(env, dict) or not all(isinstance(part, str) for kv in env.items() for part in kv):
+        raise InvalidRequest.of("env", None, "env is a map of text to text")
+    for name, value in env.items():
+        if not name or "=" in name or "\0" in name + value:
+            text = f"{shown(name)} cannot be set in an environment"
+            raise InvalidRequest.of("env", shown(name), text)
+    if sum(len(name) + len(value) for name, value in env.items()) > MAX_ENV:
+        raise InvalidRequest.of("env", None, f"env has more than {MAX_ENV} characters")
+
+
+def _text(args: dict[str, Any], name: str) -> str:
+    value = args.get(name)
+    if not isinstance(value, str):
+        raise InvalidRequest.of(name, shown(value), f"{name} must be text, not {shown(value)}")
+    return value

@@ -1,0 +1,103 @@
+"""The supervisor's end of the spawner: starts it, asks it, and survives its death.
+
+Owns the socket pair and the workers' stderr pipes.
+"""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+from vllmport.pool.processes import WORKER_TAG, kill_descendants
+from vllmport.pool.spawner import protocol
+from vllmport.pool.supervisor.stderr import WorkerStderr
+
+logger = logging.getLogger("vllmport.supervisor")
+
+STOP_TIMEOUT = 15.0
+
+
+class SpawnerLink:
+    """A running spawner.
+
+    Args:
+        paths: Files and folders that it removes when the supervisor is gone.
+        keep_fds: Descriptors that it holds open until it has cleaned up, the endpoint's lock first.
+    """
+
+    def __init__(self, paths: Sequence[str], keep_fds: Sequence[int]) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control = ours
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "vllmport.pool.spawner", str(theirs.fileno()), *paths],
+                pass_fds=[theirs.fileno(), *keep_fds],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    def fileno(self) -> int:
+        return self._control.fileno()
+
+    @property
+    def pid(self) -> int:
+        """The spawner's process."""
+        return self._process.pid
+
+    def spawn(self, worker: str, nonce: str, argv: list[str], env: Mapping[str, str], stderr: WorkerStderr) -> None:
+        """Ask for a worker; Spawned or Exited follows."""
+        marked = {**env, "VLLMPORT_NONCE": nonce, WORKER_TAG: nonce, "SPT_NOENV": "1"}
+        request = protocol.SpawnRequest(worker, nonce, argv, marked)
+        self._send(request, (stderr.write_end,))
+        stderr.handed_over()
+
+    def kill(self, worker: str, signum: int) -> None:
+        """Ask for a signal to a worker's whole group."""
+        self._send(protocol.KillRequest(worker, signum))
+
+    def receive(self) -> protocol.Event | None:
+        """Take one event; None once the spawner is gone."""
+        try:
+            packet, _ = protocol.receive(self._control)
+        except ConnectionError:
+            return None
+        assert packet is None or isinstance(packet, protocol.Event), "a spawner sends events only"
+        return packet
+
+    def bury(self) -> None:
+        """After its death: kill what it left, which fell to this process, and collect it."""
+        self._control.close()
+        self._process.wait()
+        left = kill_descendants(STOP_TIMEOUT)
+        if left:
+            logger.error("cannot be killed: %s", ", ".join(f"pid={p.pid}" for p in left))
+
+    def stop(self) -> None:
+        """Let it clean up everything and leave."""
+        self._control.shutdown(socket.SHUT_WR)
+        try:
+            self._process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            logger.error("the spawner cannot finish pid=%d", self.pid)
+            self._process.kill()
+        self.bury()
+
+    def _send(self, request: protocol.SpawnRequest | protocol.KillRequest, fds: tuple[int, ...] = ()) -> None:
+        try:
+            protocol.send(self._control, request, fds)
+        except ConnectionError:
+            logger.warning("the spawner is gone; the request is repeated by the next one")
+
+
+def worker_environment(base: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+    """Merge a model's environment over the supervisor's."""
+    env = {**base, **own}
+    env.setdefault("PYTHONUNBUFFERED", "1")
+    return env
+
+
+def worker_command(python: str, endpoint: str, worker: str) -> list[str]:
+    """Return the command line of a worker."""
+    return [os.path.abspath(python) if os.sep in python else python, "-m", "vllmport.worker", endpoint, worker]

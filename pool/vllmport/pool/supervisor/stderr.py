@@ -1,0 +1,81 @@
+"""What workers write to stderr: into a file each, the last lines at hand."""
+
+import contextlib
+import os
+from collections import deque
+from typing import Final
+
+TAIL_LINES: Final = 40
+MAX_FILE: Final = 8 * 2**20
+KEEP_FILES: Final = 3
+MAX_LINE: Final = 4096
+
+
+class WorkerStderr:
+    """Reads one worker's stderr pipe and writes it to a file that rotates."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._pipe, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(self._write_end, True)
+        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._rest = b""
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115  # open as long as the worker
+
+    def fileno(self) -> int:
+        return self._pipe
+
+    @property
+    def write_end(self) -> int:
+        """The end for the worker; close it here once it was handed over."""
+        return self._write_end
+
+    def handed_over(self) -> None:
+        """Close the worker's end in this process."""
+        os.close(self._write_end)
+
+    @property
+    def tail(self) -> list[str]:
+        """The last lines, oldest first."""
+        rest = [self._rest.decode(errors="replace")] if self._rest else []
+        return [*self._tail, *rest]
+
+    def read(self) -> bool:
+        """Take what is there; return False at end of file."""
+        try:
+            data = os.read(self._pipe, 1 << 16)
+        except BlockingIOError:
+            return True
+        if not data:
+            return False
+        self._write(data)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        self._rest = self._rest[-MAX_LINE:]
+        self._tail.extend(line[:MAX_LINE].decode(errors="replace") for line in lines[-TAIL_LINES:])
+        return True
+
+    def drain(self) -> None:
+        """Take all that is left, after the worker ended."""
+        while True:
+            before = (len(self._tail), self._rest)
+            if not self.read() or before == (len(self._tail), self._rest):
+                return
+
+    def close(self) -> None:
+        """Close the pipe and the file."""
+        os.close(self._pipe)
+        self._file.close()
+
+    def _write(self, data: bytes) -> None:
+        with contextlib.suppress(OSError):  # a full disk must not stop the supervisor
+            if self._file.tell() > MAX_FILE:
+                self._rotate()
+            self._file.write(data)
+
+    def _rotate(self) -> None:
+        self._file.close()
+        for index in range(KEEP_FILES - 1, 0, -1):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(f"{self.path}.{index}", f"{self.path}.{index + 1}")
+        os.replace(self.path, f"{self.path}.1")
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115

@@ -1,0 +1,142 @@
+"""The worker process: register, load the engine, serve, leave.
+
+Started by the spawner as `python -m vllmport.worker ENDPOINT WORKER`, in a session of its own,
+with the nonce in the environment. Standard output belongs to nobody: it is joined to stderr.
+"""
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import zmq
+
+from vllmport.bridge.codec import pack, unpack
+from vllmport.bridge.errors import EngineDead, StartupFailed, VllmportError
+from vllmport.bridge.limits import MAX_FRAME, PROTOCOL_VERSION
+from vllmport.bridge.messages import Bye, Load, Ready, Register, decode, encode, error_message
+from vllmport.worker.engine import Engine
+from vllmport.worker.port import SocketPort
+
+logger = logging.getLogger("vllmport.worker")
+
+EXIT_LOAD_FAILED = 3
+EXIT_ENGINE_DIED = 4
+REGISTER_TIMEOUT_MS = 60_000
+
+
+def main(argv: list[str]) -> int:
+    """Run one worker to its end and return its exit status."""
+    endpoint, worker = argv
+    os.dup2(2, 1)  # a stray print must not look like anything but a log line
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s vllmport.worker: %(message)s")
+    nonce = os.environ.pop("VLLMPORT_NONCE")
+    with zmq.Context() as context:
+        socket = context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.ROUTING_ID, nonce.encode())
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.setsockopt(zmq.RCVHWM, 0)
+        socket.setsockopt(zmq.LINGER, 1000)
+        with socket.connect(endpoint):
+            return _serve(socket, nonce, worker)
+
+
+def _serve(socket: "zmq.Socket[bytes]", nonce: str, worker: str) -> int:
+    socket.send_multipart(
+        encode(Register(nonce, PROTOCOL_VERSION, version("vllmport"), os.getpid(), os.getpgrp()))
+    )
+    spec = _wait_for_load(socket)
+    if spec is None:
+        return 0
+    port = SocketPort(socket, worker)
+    try:
+        engine = _load(spec, port)
+    except VllmportError as exc:
+        exc.worker = worker
+        socket.send_multipart(encode(error_message(exc), pack(exc.details)))
+        logger.error("load failed: %s", exc.message)
+        return EXIT_LOAD_FAILED
+    # Only now: while it loads, SIGTERM simply ends it.
+    signal.signal(signal.SIGTERM, lambda *_: setattr(port, "closed", True))
+    port.attach(engine)
+    socket.send_multipart(encode(Ready(engine.capacity, engine.mode), pack(engine.info)))
+    try:
+        engine.run(port)
+    except EngineDead as exc:
+        port.fail_all(exc)
+        logger.error("engine died: %s", exc.message)
+        return EXIT_ENGINE_DIED
+    engine.close()
+    return 0
+
+
+def _wait_for_load(socket: "zmq.Socket[bytes]") -> Mapping[str, Any] | None:
+    """Wait for the engine specification; None if the supervisor wants no worker after all."""
+    if not socket.poll(REGISTER_TIMEOUT_MS):
+        logger.error("no answer to REGISTER within %d ms", REGISTER_TIMEOUT_MS)
+        return None
+    message, payload, buffers = decode(socket.recv_multipart())
+    if isinstance(message, Bye):
+        logger.info("not wanted: %s", message.reason)
+        return None
+    assert isinstance(message, Load), f"LOAD comes first, not {message}"
+    spec = unpack(payload, buffers)
+    assert isinstance(spec, dict)
+    return spec
+
+
+def _load(spec: Mapping[str, Any], port: SocketPort) -> Engine:
+    """Build the engine.
+
+    Raises:
+        InvalidRequest: The specification can never work.
+        StartupFailed: It did not work this time.
+    """
+    try:
+        if spec["engine"] == "echo":
+            from vllmport.worker.engines.echo import EchoEngine  # noqa: PLC0415
+
+            return EchoEngine(spec["engine_args"], port)
+        from vllmport.worker.engines.vllm import load_vllm  # noqa: PLC0415  # imports torch
+
+        return load_vllm(_choose_mode(spec), port)
+    except VllmportError as exc:
+        exc.details.setdefault("interpreter", sys.executable)
+        exc.details.setdefault("path", spec["model"])
+        raise
+    except Exception as exc:  # outermost: whatever the engine raises is a failed start
+        traceback.print_exc()
+        raise StartupFailed(
+            f"{type(exc).__name__}: {exc}",
+            phase="load",
+            details={
+                "interpreter": sys.executable,
+                "path": spec["model"],
+                "class": f"{type(exc).__module__}.{type(exc).__qualname__}",
+            },
+        ) from exc
+
+
+def _choose_mode(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Settle `auto`: on where killing the process group is sure to reach the engine, else off."""
+    mode = spec["v1_multiprocessing"]
+    leads_group = os.getpgrp() == os.getpid() == os.getsid(0)
+    if mode == "auto":
+        mode = "on" if leads_group else "off"
+        if not leads_group:
+            logger.warning("this worker leads no process group: v1_multiprocessing=off")
+    elif mode == "on" and not leads_group:
+        raise StartupFailed("v1_multiprocessing=on needs a worker that leads its own process group")
+    return {**spec, "mode": mode}
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    # The engine is closed and the socket flushed. Taking torch apart would only cost seconds.
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,1 @@
+"""Engine drivers. Each module is imported only by the worker that runs it."""

@@ -1,0 +1,217 @@
+"""An engine without a model: it says back what it is given, one character a token.
+
+Same interface and result shapes as vLLM, and it misbehaves on request. For speed tests, fault tests
+and first steps; never a stand-in where vLLM itself is to be tested.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from itertools import islice
+from typing import Any
+
+from vllmport.bridge.errors import InvalidRequest, StartupFailed
+from vllmport.worker.engine import Key, Partial, Port, Request
+from vllmport.worker.engines.stepped import run_stepped
+
+ARGUMENTS = {
+    "step_delay": 0.0,
+    "load_delay": 0.0,
+    "max_model_len": 65536,
+    "max_num_seqs": 256,
+    "fail_load": "",
+    "exit_on_load": 0,
+}
+"""Engine arguments with their defaults: seconds, tokens, requests; then ways to fail."""
+
+SAMPLING = {"max_tokens": 16, "ignore_eos": False, "temperature": 1.0, "seed": None}
+
+
+class _Generation:
+    """One running request: the characters to say, and how many were said."""
+
+    def __init__(self, request: Request, prompt: str, params: Mapping[str, Any]) -> None:
+        self.request = request
+        self.prompt = prompt
+        self.limit = params["max_tokens"] if params["max_tokens"] is not None else len(prompt)
+        self.stops = not params["ignore_eos"] and self.limit > len(prompt)
+        self.total = len(prompt) if self.stops else self.limit
+        self.said = 0
+
+    def say(self) -> str:
+        """Say one more character; the prompt begins anew where it ends."""
+        self.said += 1
+        return self.prompt[(self.said - 1) % len(self.prompt)]
+
+    @property
+    def finish_reason(self) -> str | None:
+        if self.said < self.total:
+            return None
+        return "stop" if self.stops else "length"
+
+    def output(self, text: str) -> dict[str, Any]:
+        return {
+            "index": 0,
+            "text": text,
+            "token_ids": [ord(char) for char in text],
+            "cumulative_logprob": None,
+            "logprobs": None,
+            "finish_reason": self.finish_reason,
+            "stop_reason": None,
+        }
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "request_id": self.request.request_id,
+            "prompt": self.prompt,
+            "prompt_token_ids": [ord(char) for char in self.prompt],
+            "prompt_logprobs": None,
+            "num_cached_tokens": 0,
+            "finished": self.finish_reason is not None,
+            "usage": {
+                "prompt_tokens": len(self.prompt),
+                "completion_tokens": self.said,
+                "cached_tokens": 0,
+            },
+        }
+
+    def result(self) -> dict[str, Any]:
+        repeats = -(-self.said // len(self.prompt))
+        text = "".join(islice(self.prompt * repeats, self.said))
+        return {**self.summary(), "outputs": [self.output(text)]}
+
+
+class EchoEngine:
+    """Drives nothing: each step says one character of each running request."""
+
+    mode = "echo"
+
+    def __init__(self, engine_args: Mapping[str, Any], port: Port) -> None:
+        args = _checked(engine_args, ARGUMENTS, "engine argument")
+        self.info: dict[str, Any] = {"model": "echo", **args}
+        self.capacity = 2 * int(args["max_num_seqs"])
+        self._args = args
+        self._port = port
+        self._running: dict[Key, _Generation] = {}
+        self._steps = 0
+        self._verbs: dict[str, Callable[[Request], None]] = {
+            "generate": self._generate,
+            "chat": self._chat,
+            "tokenize": self._tokenize,
+            "detokenize": self._detokenize,
+            "echo": lambda request: port.finish(request.key, request.args),
+            "fault": self._fault,
+        }
+        port.progress("loading", "nothing to load")
+        time.sleep(args["load_delay"])
+        if args["exit_on_load"]:
+            sys.stderr.write("echo: told to die while loading\n")
+            sys.stderr.flush()
+            os._exit(args["exit_on_load"])
+        if args["fail_load"]:
+            raise StartupFailed(args["fail_load"], phase="load")
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._running)
+
+    def submit(self, request: Request) -> None:
+        verb = self._verbs.get(request.verb)
+        if verb is None:
+            known = ", ".join(sorted(self._verbs))
+            raise InvalidRequest.of("verb", request.verb, f"unknown verb {request.verb!r}; known: {known}")
+        verb(request)
+
+    def abort(self, key: Key) -> Partial:
+        running = self._running.pop(key, None)
+        if running is None:
+            return Partial("waiting", 0, None)
+        phase = "decode" if running.said else "waiting"
+        return Partial(phase, running.said, running.result() if running.said else None)
+
+    def stats(self) -> dict[str, Any]:
+        return {"unfinished": len(self._running), "steps": self._steps}
+
+    def run(self, port: Port) -> None:
+        run_stepped(self, port)
+
+    def step(self) -> None:
+        """Say one character of each of the first `max_num_seqs` requests."""
+        self._steps += 1
+        if self._args["step_delay"]:
+            time.sleep(self._args["step_delay"])
+        for key in list(islice(self._running, self._args["max_num_seqs"])):
+            running = self._running[key]
+            text = running.say()
+            if running.request.stream:
+                self._port.delta(key, {"outputs": [running.output(text)]})
+            if running.finish_reason is not None:
+                del self._running[key]
+                done = running.summary() if running.request.stream else running.result()
+                self._port.finish(key, done)
+
+    def close(self) -> None:
+        self._running.clear()
+
+    # Verbs.
+
+    def _start(self, request: Request, prompt: str) -> None:
+        params = _checked(request.args.get("sampling_params") or {}, SAMPLING, "sampling parameter")
+        room = self._args["max_model_len"]
+        if not 0 < len(prompt) <= room:
+            raise InvalidRequest.of(
+                "prompt", len(prompt), f"the prompt has {len(prompt)} tokens; 1 to {room} are possible"
+            )
+        self._running[request.key] = _Generation(request, prompt, params)
+
+    def _generate(self, request: Request) -> None:
+        prompt = request.args["prompt"]
+        if isinstance(prompt, dict):
+            prompt = prompt.get("prompt", prompt.get("prompt_token_ids"))
+        if isinstance(prompt, list):
+            prompt = "".join(map(chr, prompt))
+        self._start(request, prompt)
+
+    def _chat(self, request: Request) -> None:
+        self._start(request, "\n".join(str(m["content"]) for m in request.args["messages"]))
+
+    def _tokenize(self, request: Request) -> None:
+        ids = [ord(char) for char in request.args["prompt"]]
+        self._port.finish(request.key, {"token_ids": ids, "count": len(ids)})
+
+    def _detokenize(self, request: Request) -> None:
+        self._port.finish(request.key, {"text": "".join(map(chr, request.args["token_ids"]))})
+
+    def _fault(self, request: Request) -> None:
+        """Go wrong in the way that `kind` names."""
+        match request.args["kind"]:
+            case "exit":
+                os._exit(int(request.args.get("status", 9)))
+            case "signal":
+                os.kill(os.getpid(), int(request.args.get("signal", signal.SIGKILL)))
+            case "hang":
+                time.sleep(float(request.args.get("seconds", 3600)))
+            case "stderr":
+                sys.stderr.write(str(request.args["text"]) + "\n")
+            case "raise":
+                raise RuntimeError("told to raise")
+            case "child":  # one that would outlive the worker if nobody cared
+                command = [sys.executable, "-c", "import time; time.sleep(3600)"]
+                child = subprocess.Popen(command, start_new_session=bool(request.args.get("setsid")))
+                self._port.finish(request.key, {"pid": child.pid})
+                return
+            case kind:
+                raise InvalidRequest.of("kind", kind, f"unknown fault {kind!r}")
+        self._port.finish(request.key, None)
+
+
+def _checked(given: Mapping[str, Any], known: Mapping[str, Any], what: str) -> dict[str, Any]:
+    for name, value in given.items():
+        if name not in known:
+            raise InvalidRequest.of(
+                name, value, f"unknown {what} {name!r}; the echo engine knows {', '.join(known)}"
+            )
+    return {**known, **given}

@@ -1,0 +1,78 @@
+"""Loads vLLM and builds the driver that the specification asks for.
+
+The one place that decides when vLLM is imported; this module itself imports nothing of it.
+"""
+
+import gc
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from vllmport.worker.engine import Engine, Port
+
+
+def load_vllm(spec: Mapping[str, Any], port: Port) -> Engine:
+    """Import vLLM, check the arguments and build the engine; call it from the main thread.
+
+    Args:
+        spec: `model`, a path or a name; `engine_args`, vLLM's; `mode`, "on" or "off".
+        port: Is told the stages.
+
+    Raises:
+        InvalidRequest: The arguments can never work; nothing was loaded.
+        StartupFailed: The engine did not start.
+    """
+    mode, args = spec["mode"], {**spec["engine_args"], "model": spec["model"]}
+    _set_environment(mode)
+    port.progress("importing", "vllm")
+    begun = time.monotonic()
+    with _without_collections():
+        from vllmport.worker.engines.vllm_arguments import engine_config
+        from vllmport.worker.engines.vllm_errors import as_load_error
+
+        driver = _driver_class(mode)
+    port.progress("checking", f"imported in {time.monotonic() - begun:.1f} s")
+    config, engine_args = engine_config(args, in_process=mode == "off")
+    port.progress("loading", f"{args['model']} as {config.model_config.dtype}")
+    try:
+        engine = driver(config, engine_args, port)
+        port.progress("warming up")
+        engine.warm_up()
+    except Exception as exc:  # any class at all: vLLM, torch, the operating system
+        raise as_load_error(exc) from exc
+    return engine  # type: ignore[no-any-return]  # one of two classes, chosen above
+
+
+def _driver_class(mode: str) -> Any:
+    if mode == "off":
+        from vllmport.worker.engines.vllm_stepped import SteppedVllm
+
+        return SteppedVllm
+    from vllmport.worker.engines.vllm_async import AsyncVllm
+
+    return AsyncVllm
+
+
+def _set_environment(mode: str) -> None:
+    """Say what vLLM reads from the environment only; what the user set there stays."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if mode == "on" else "0"
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Import without garbage collections, and leave what was imported out of all later ones.
+
+    A million objects that live as long as the process: walking them again and again takes a
+    quarter of the import, and as long once more while the engine is built.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

@@ -1,0 +1,173 @@
+"""v1_multiprocessing on: vLLM's engine in a process of its own, served by an asyncio loop here.
+
+The engine is built in the main thread and its loop runs there too: its process is tied to the
+thread that started it. Imports vLLM: only for workers that run it.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from vllmport.bridge.errors import EngineDead
+from vllmport.worker.engine import Port
+from vllmport.worker.engines.vllm_arguments import USAGE
+from vllmport.worker.engines.vllm_driver import Call, VllmDriver, warm_up_request
+
+BEAT = 0.5
+"""Seconds between two looks at whether an idle engine lives and the port is still open."""
+
+
+class AsyncVllm(VllmDriver):
+    """Drives an `AsyncLLM`: one task for each request, and one turn of sending for all of them."""
+
+    mode = "on"
+
+    def __init__(self, config: Any, engine_args: Any, port: Port) -> None:
+        self._loop = asyncio.new_event_loop()
+        super().__init__(self._loop.run_until_complete(_build(config, engine_args)), port)
+        self._adapters: set[tuple[str, int, str]] = set()
+        self._over: asyncio.Future[None] | None = None
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._turn_is_due = False
+        self._count_steps()
+
+    def run(self, port: Port) -> None:
+        """Serve until the port is closed.
+
+        Raises:
+            EngineDead: The engine's process died; all open calls have failed with it.
+        """
+        self._over = self._loop.create_future()
+        self._loop.add_reader(port.fileno(), self._turn)
+        self._beat()
+        try:
+            self._loop.run_until_complete(self._over)
+        finally:
+            self._loop.remove_reader(port.fileno())
+            for name in list(self._timers):
+                self._timers.pop(name).cancel()
+
+    def warm_up(self) -> None:
+        """Run one tiny request, so that the first caller does not wait for lazy preparations."""
+        self._loop.run_until_complete(self._warm_up())
+
+    def close(self) -> None:
+        """Abort what is open, and end the engine's processes; takes up to five seconds."""
+        for call in self._calls.values():
+            call.task.cancel()
+        self._engine.shutdown()
+        self._loop.run_until_complete(asyncio.sleep(0))  # it closes its sockets by call_soon
+        self._loop.close()
+
+    def _start(
+        self, call: Call, prompt: Any, params: SamplingParams, lora: Any, priority: int
+    ) -> None:
+        call.task = self._loop.create_task(self._consume(call, prompt, params, lora, priority))
+
+    def _drop(self, call: Call) -> None:
+        call.task.cancel()  # generate() answers this by aborting the request
+
+    async def _consume(
+        self, call: Call, prompt: Any, params: SamplingParams, lora: Any, priority: int
+    ) -> None:
+        try:
+            if lora is not None:
+                await self._load_adapter(lora)
+            async for output in self._engine.generate(
+                prompt, params, call.name, lora_request=lora, priority=priority
+            ):
+                self._deliver(call, output)
+                self._turn_soon()
+        except EngineDeadError:
+            self._die()
+        except Exception as exc:  # noqa: BLE001  # what goes wrong in a task belongs to its call
+            self._fail(call, exc)
+
+    async def _load_adapter(self, lora: Any) -> None:
+        """Load an adapter on its first use: a bad one found inside a step would end the engine."""
+        identity = (lora.lora_name, lora.lora_int_id, lora.lora_path)
+        if identity not in self._adapters:
+            await self._engine.add_lora(lora)
+            self._adapters.add(identity)
+
+    async def _warm_up(self) -> None:
+        prompt, params = warm_up_request(self._engine)
+        async for _ in self._engine.generate(prompt, params, "warm-up"):
+            pass
+
+    # The loop.
+
+    def _turn_soon(self) -> None:
+        """Send once, after all tasks that this step of the engine woke have put their outputs."""
+        if not self._turn_is_due:
+            self._turn_is_due = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """Take what came in, and send what is ready."""
+        self._turn_is_due = False
+        for _ in range(2):  # sending may swallow the edge of the port's descriptor: look again
+            self._port.receive(0)
+            self._port.flush()
+        left = self._port.next_deadline() - time.monotonic()
+        if left < BEAT:  # the beat comes first otherwise
+            self._after("deadline", max(left, 0.0), self._turn)
+        if self._port.closed:
+            self._leave(None)
+
+    def _beat(self) -> None:
+        """Look after what makes no event: an engine that died idle, a port closed by a signal."""
+        if self._engine.errored:
+            self._die()
+            return
+        self._after("beat", BEAT, self._beat)
+        self._turn()
+
+    def _after(self, name: str, seconds: float, callback: Callable[[], None]) -> None:
+        """Set the timer of this name anew."""
+        if name in self._timers:
+            self._timers[name].cancel()
+        self._timers[name] = self._loop.call_later(seconds, callback)
+
+    def _leave(self, error: EngineDead | None) -> None:
+        """End `run`, which raises `error` if there is one."""
+        if self._over is None or self._over.done():
+            return
+        if error is None:
+            self._over.set_result(None)
+        else:
+            self._over.set_exception(error)
+
+    def _die(self) -> None:
+        """Fail what is open and leave the loop: an engine that died does not come back."""
+        death = EngineDead("the engine process died")
+        for call in list(self._calls.values()):
+            self._fail(call, death)
+        self._port.flush()
+        self._leave(death)
+
+    def _count_steps(self) -> None:
+        """Count the engine's steps where their outputs come in; AsyncLLM itself tells nobody."""
+        processor = self._engine.output_processor
+        process_outputs = processor.process_outputs
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.steps += 1
+            return process_outputs(*args, **kwargs)
+
+        processor.process_outputs = counted
+
+
+async def _build(config: Any, engine_args: Any) -> AsyncLLM:
+    """Build the engine inside the running loop, where its output handler can start at once."""
+    return AsyncLLM.from_vllm_config(
+        config,
+        usage_context=USAGE,
+        enable_log_requests=engine_args.enable_log_requests,
+        disable_log_stats=engine_args.disable_log_stats,
+    )

@@ -1,0 +1,134 @@
+"""vLLM's exceptions as errors of this project: chosen by class, never by text.
+
+Owns the table of which class means what. Imports vLLM: only for workers that run it.
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pydantic
+from jinja2 import TemplateError
+from msgspec import ValidationError
+from vllm.exceptions import (
+    GracefulHTTPError,
+    RetryableRequestError,
+    VLLMClientError,
+    VLLMUnprocessableEntityError,
+    VLLMValidationError,
+)
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from vllmport.bridge.errors import (
+    EngineDead,
+    EngineError,
+    InvalidRequest,
+    Overloaded,
+    StartupFailed,
+    VllmportError,
+)
+
+_CONFIG_NAMES = {"cache_dtype": "kv_cache_dtype", "method": "quantization"}
+"""Fields of vLLM's configuration that its engine arguments call by another name."""
+
+
+_NOT_ARGUMENTS = {None, "input_tokens", "input_text"}
+"""What vLLM calls a parameter though no caller gives one of that name."""
+
+
+def as_request_error(  # noqa: C901, PLR0911  # one flat table of classes
+    error: BaseException, parameter: str = "", value: Any = None
+) -> VllmportError:
+    """Say what an exception means for the one request that met it.
+
+    Args:
+        error: What vLLM raised.
+        parameter: The argument to blame where vLLM does not name one.
+        value: Its value.
+    """
+    match error:
+        case VllmportError():
+            return error
+        case EngineDeadError():
+            return EngineDead(str(error))
+        case EngineGenerateError() if error.__cause__ is not None:  # a wrapper and no more
+            return as_request_error(error.__cause__, parameter, value)
+        case VLLMValidationError() | VLLMUnprocessableEntityError():
+            if error.parameter not in _NOT_ARGUMENTS:
+                parameter, value = error.parameter, error.value
+            return InvalidRequest.of(parameter, plain(value), str(error.args[0]))
+        case VLLMClientError() | ValueError() | TypeError() | ValidationError() | TemplateError():
+            return InvalidRequest.of(parameter, plain(value), str(error))
+        case GracefulHTTPError():  # admission limits the user set on the engine itself
+            return Overloaded(error.message)
+        case RetryableRequestError():
+            return EngineError(str(error), retryable=True, details={"class": class_name(error)})
+    return EngineError(f"{type(error).__name__}: {error}", details={"class": class_name(error)})
+
+
+def as_config_error(error: BaseException, args: Mapping[str, Any]) -> VllmportError:
+    """Say what an exception means that was raised while the engine arguments were checked."""
+    match error:
+        case VllmportError():
+            return error
+        case pydantic.ValidationError():
+            return _refused_fields(error, args)
+        case VLLMClientError() | ValueError() | TypeError():
+            return InvalidRequest.of("", None, str(error), phase="load")
+    return as_load_error(error)
+
+
+def as_load_error(error: BaseException) -> VllmportError:
+    """Say what an exception means that was raised while the engine was built."""
+    if isinstance(error, VllmportError):
+        return error
+    return StartupFailed(
+        f"{type(error).__name__}: {error}", phase="load", details={"class": class_name(error)}
+    )
+
+
+@contextmanager
+def blaming(parameter: str) -> Iterator[None]:
+    """Turn what the block raises into our errors; `parameter` is at fault unless vLLM names one."""
+    try:
+        yield
+    except Exception as exc:  # tokenizers, templates, vLLM: all classes are mapped
+        raise as_request_error(exc, parameter) from exc
+
+
+def unknown(kind: str, name: str, value: Any, known: Iterable[str]) -> InvalidRequest:
+    """Build the refusal of a name that does not exist, with the nearest one that does."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return InvalidRequest.of(name, plain(value), f"unknown {kind} {name!r}{hint}")
+
+
+def refuse_missing(parameter: str, path: str) -> None:
+    """Refuse what looks like a path and leads nowhere; anything else may be a name on a hub."""
+    if path.startswith(("/", ".", "~")) and not Path(path).expanduser().exists():
+        raise InvalidRequest.of(parameter, path, f"there is nothing at {path!r}")
+
+
+def plain(value: Any) -> Any:
+    """Return the value if it can surely travel, else a short text that shows it."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return repr(value)[:200]
+
+
+def class_name(error: BaseException) -> str:
+    """Return the full name of an exception's class."""
+    return f"{type(error).__module__}.{type(error).__qualname__}"
+
+
+def _refused_fields(error: pydantic.ValidationError, args: Mapping[str, Any]) -> InvalidRequest:
+    """Name each field once, as the engine argument the user knows."""
+    messages: dict[str, str] = {}
+    for part in error.errors(include_url=False, include_context=False, include_input=False):
+        field = str(part["loc"][0]) if part["loc"] else ""
+        messages.setdefault(_CONFIG_NAMES.get(field, field), part["msg"])
+    name = next(iter(messages))
+    text = "; ".join(f"{field}: {text}" if field else text for field, text in messages.items())
+    return InvalidRequest.of(name, plain(args.get(name)), text, phase="load")

@@ -1,0 +1,271 @@
+"""The worker's end of the wire: calls in, results out, deadlines and stream credit in between.
+
+Owns the socket and the table of open calls. It knows no engine but the interface in `engine.py`.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from vllmport.bridge.codec import Bytes, pack, unpack
+from vllmport.bridge.deadlines import Deadlines
+from vllmport.bridge.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EngineError,
+    InvalidRequest,
+    ProtocolError,
+    VllmportError,
+)
+from vllmport.bridge.messages import (
+    Bye,
+    Call,
+    Cancel,
+    Credit,
+    End,
+    Items,
+    Message,
+    Ping,
+    Pong,
+    Progress,
+    Result,
+    decode,
+    encode,
+    error_message,
+)
+from vllmport.bridge.timeouts import from_wire
+from vllmport.worker.deltas import merge
+from vllmport.worker.engine import Engine, Key, Partial, Request
+
+logger = logging.getLogger("vllmport.worker")
+
+_NOTHING = Partial("waiting", 0, None)
+
+
+class _OpenCall:
+    """One call between its CALL and its terminal message."""
+
+    __slots__ = ("attempt", "credit", "is_stream", "pending", "sequence", "summary")
+
+    def __init__(self, call: Call) -> None:
+        self.is_stream = call.window > 0
+        self.credit = call.window
+        self.attempt = call.attempt
+        self.sequence = 0
+        self.pending: dict[str, Any] | None = None
+        self.summary: Any = None
+
+
+class SocketPort:
+    """Carries calls between the supervisor's socket and an engine driver.
+
+    Everything that leaves is put first and sent by `flush`, so that one engine step makes one
+    ITEMS message for each client, whatever the number of its streams.
+    """
+
+    def __init__(self, socket: "zmq.Socket[bytes]", worker: str) -> None:
+        self.closed = False
+        self._socket = socket
+        self._worker = worker
+        self._engine: Engine | None = None
+        self._calls: dict[Key, _OpenCall] = {}
+        self._deadlines: Deadlines[Key] = Deadlines()
+        self._dirty: dict[Key, _OpenCall] = {}
+        self._handlers: dict[type[Message], Callable[..., None]] = {
+            Call: self._on_call,
+            Cancel: self._on_cancel,
+            Credit: self._on_credit,
+            Ping: self._on_ping,
+            Bye: self._on_bye,
+        }
+
+    def attach(self, engine: Engine) -> None:
+        """Give the calls that come from now on to this engine."""
+        self._engine = engine
+
+    # What a driver calls.
+
+    def fileno(self) -> int:
+        return int(self._socket.getsockopt(zmq.FD))
+
+    def next_deadline(self) -> float:
+        return self._deadlines.next()
+
+    def receive(self, timeout: float) -> None:
+        if timeout > 0 and not self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            self._socket.poll(None if math.isinf(timeout) else math.ceil(timeout * 1000))
+        while self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            self._handle(self._socket.recv_multipart())
+        self._expire(time.monotonic())
+
+    def delta(self, key: Key, value: dict[str, Any]) -> None:
+        call = self._calls.get(key)
+        if call is None:
+            return  # the call ended while this output was on its way
+        call.pending = value if call.pending is None else merge(call.pending, value)
+        self._dirty[key] = call
+
+    def finish(self, key: Key, value: Any) -> None:
+        call = self._calls.get(key)
+        if call is None:
+            return
+        if call.is_stream:
+            call.summary = value
+            self._dirty[key] = call
+            return
+        self._forget(key)
+        client, call_id = key
+        self._send(Result(call_id, client, self._worker, call.attempt), value, key)
+
+    def fail(self, key: Key, error: BaseException) -> None:
+        call = self._forget(key)
+        if call is None:
+            return
+        self._send_items(key[0], {key: call})  # what came before the failure still counts
+        self._send_error(key, call.attempt, _as_ours(error))
+
+    def fail_all(self, error: BaseException) -> None:
+        """Fail every open call; for an engine that died."""
+        for key in list(self._calls):
+            self.fail(key, error)
+
+    def flush(self) -> None:
+        if not self._dirty:
+            return
+        clients: dict[int, dict[Key, _OpenCall]] = {}
+        for key, call in self._dirty.items():
+            clients.setdefault(key[0], {})[key] = call
+        self._dirty = {}
+        for client, calls in clients.items():
+            self._send_items(client, calls)
+            self._send_ends(client, calls)
+
+    def progress(self, stage: str, text: str = "") -> None:
+        logger.info("stage=%s %s", stage, text)
+        self._socket.send_multipart(encode(Progress(stage, text)))
+
+    # What comes from the supervisor.
+
+    def _handle(self, frames: list[bytes]) -> None:
+        try:
+            message, payload, buffers = decode(frames)
+            handler = self._handlers.get(type(message))
+            if handler is None:
+                raise ProtocolError(f"a worker takes no {type(message).__name__}")
+        except ProtocolError as exc:  # the supervisor checks headers: this is a bug, not a peer
+            logger.error("dropped a message: %s", exc)
+            return
+        if handler == self._on_call:
+            self._on_call(message, payload, buffers)  # type: ignore[arg-type]
+        else:
+            handler(message)
+
+    def _on_call(self, call: Call, payload: Bytes, buffers: list[Bytes]) -> None:
+        key = (call.client, call.id)
+        opened = self._calls[key] = _OpenCall(call)
+        self._deadlines.set(key, from_wire(call.remaining_ms, time.monotonic()))
+        try:
+            args = unpack(payload, buffers)
+            if not isinstance(args, dict):
+                raise InvalidRequest("the payload of a CALL is a map of arguments")
+            assert self._engine is not None, "calls come only after READY"
+            self._engine.submit(
+                Request(key, call.verb, args, opened.is_stream, call.priority, call.request_id)
+            )
+        except VllmportError as exc:
+            self.fail(key, exc)
+        except Exception as exc:  # noqa: BLE001  # outermost: one bad call must not end the worker
+            logger.exception("call failed request_id=%s verb=%s", call.request_id, call.verb)
+            self.fail(key, exc)
+
+    def _on_cancel(self, message: Cancel) -> None:
+        self._give_up((message.client, message.id), Cancelled, "the caller cancelled the call")
+
+    def _on_credit(self, message: Credit) -> None:
+        key = (message.client, message.id)
+        call = self._calls.get(key)
+        if call is not None:
+            call.credit += message.count
+            if call.pending is not None:
+                self._dirty[key] = call
+
+    def _on_ping(self, message: Ping) -> None:
+        stats = self._engine.stats() if self._engine is not None else {}
+        self._socket.send_multipart(encode(Pong(message.token), pack(stats)))
+
+    def _on_bye(self, _message: Bye) -> None:
+        self.closed = True
+
+    # Ends.
+
+    def _forget(self, key: Key) -> "_OpenCall | None":
+        self._deadlines.discard(key)
+        self._dirty.pop(key, None)
+        return self._calls.pop(key, None)
+
+    def _expire(self, now: float) -> None:
+        for key in self._deadlines.pop_due(now):
+            self._give_up(key, DeadlineExceeded, "the deadline passed")
+
+    def _give_up(self, key: Key, error: type[VllmportError], why: str) -> None:
+        """Take a call out of the engine, then answer it with how far it had come."""
+        if key not in self._calls:
+            return
+        partial = self._engine.abort(key) if self._engine is not None else _NOTHING
+        details = {"tokens": partial.tokens, "partial": partial.result}
+        text = f"{why} after {partial.tokens} tokens, in phase {partial.phase}"
+        self.fail(key, error(text, phase=partial.phase, details=details))
+
+    def _send_items(self, client: int, calls: dict[Key, _OpenCall]) -> None:
+        entries: list[list[int]] = []
+        values = []
+        for key, call in calls.items():
+            # The last item of a stream goes out even without credit: END must not wait.
+            if call.pending is None or (call.credit <= 0 and call.summary is None and key in self._calls):
+                continue
+            entries.append([key[1], call.sequence])
+            values.append(call.pending)
+            call.pending = None
+            call.sequence += 1
+            call.credit -= 1
+        if entries:
+            self._socket.send_multipart(encode(Items(entries, client), pack(values)))
+
+    def _send_ends(self, client: int, calls: dict[Key, _OpenCall]) -> None:
+        ended = [key for key, call in calls.items() if call.summary is not None]
+        if not ended:
+            return
+        entries = [[key[1], calls[key].attempt] for key in ended]
+        summaries = [calls[key].summary for key in ended]
+        for key in ended:
+            self._forget(key)
+        self._socket.send_multipart(encode(End(entries, client, self._worker), pack(summaries)))
+
+    def _send(self, message: Result, value: Any, key: Key) -> None:
+        try:
+            frames = encode(message, pack(value))
+        except InvalidRequest as exc:  # here it is the result that cannot travel
+            self._send_error(key, message.attempt, EngineError(f"the result cannot travel: {exc}"))
+            return
+        self._socket.send_multipart(frames)
+
+    def _send_error(self, key: Key, attempt: int, error: VllmportError) -> None:
+        error.worker, error.attempt = self._worker, attempt
+        client, call_id = key
+        header = error_message(error, call_id, client)
+        try:
+            packed = pack(error.details)
+        except InvalidRequest:  # details hold what a caller sent; say at least what went wrong
+            packed = pack({name: repr(value)[:200] for name, value in error.details.items()})
+        self._socket.send_multipart(encode(header, packed))
+
+
+def _as_ours(error: BaseException) -> VllmportError:
+    if isinstance(error, VllmportError):
+        return error
+    name = f"{type(error).__module__}.{type(error).__qualname__}"
+    return EngineError(f"{type(error).__name__}: {error}", details={"class": name})
