@@ -162,7 +162,6 @@ def test_the_supervisor_loads_nothing_it_can_do_without() -> None:
     assert loaded_by("import vllmport.pool.supervisor.server", *heavy) == set()
 
 
-@pytest.mark.xfail(reason="zmq.utils.monitor, which clients.py uses, imports zmq.asyncio")
 def test_the_supervisor_does_not_load_asyncio() -> None:
     assert loaded_by("import vllmport.pool.supervisor.server", "asyncio") == set()
 

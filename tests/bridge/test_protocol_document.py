@@ -30,9 +30,10 @@ from vllmport.bridge.timeouts import PROFILES
 from vllmport.pool.client.params import SamplingParams
 from vllmport.pool.client.requests import chat_requests, generate_requests, load_arguments
 from vllmport.pool.plan import TINY_MODEL, ModelSpec, Policy
-from vllmport.pool.supervisor.control import MAX_MODEL_NAME, MAX_NESTED, Control, spec_from
+from vllmport.pool.supervisor.control import MAX_NESTED, Control
 from vllmport.pool.supervisor.dispatch import Dispatcher
 from vllmport.pool.supervisor.fleet import Fleet
+from vllmport.pool.supervisor.specification import MAX_MODEL_NAME, spec_from
 from vllmport.worker.engines.echo import EchoEngine
 
 DOCUMENT = Path(__file__).parents[2] / "bridge" / "PROTOCOL.md"

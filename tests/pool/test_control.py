@@ -18,15 +18,12 @@ from vllmport.bridge.codec import Array, Bytes, Packed, pack
 from vllmport.bridge.errors import InvalidRequest, StartupFailed
 from vllmport.bridge.limits import MAX_CONTROL
 from vllmport.bridge.messages import Call, Cancel, End, Error, Items, Ping, Result
-from vllmport.bridge.states import WorkerState
 from vllmport.pool.plan import ModelSpec, Policy
 from vllmport.pool.supervisor.control import (
-    MAX_ENV,
-    MAX_MODEL_NAME,
     MAX_NESTED,
     PONG_WAIT,
-    spec_from,
 )
+from vllmport.pool.supervisor.specification import MAX_ENV, MAX_MODEL_NAME, spec_from
 from wire_strategies import values
 
 POLICY = Policy(max_queue=3, max_restarts=2, backoff_initial=0.5)
@@ -245,23 +242,22 @@ def test_who_waits_for_a_load_is_told_when_the_model_is_unloaded(bench: Bench) -
     assert told[1].code == "pool_closed"
 
 
-def test_the_deadline_of_a_load_ends_the_waiting_not_the_load(bench: Bench) -> None:
-    bench.ask("load", ECHO, remaining_ms=1000)
-    bench.advance(1)
-    assert bench.error().code == "deadline_exceeded"
-    bench.bring_up("m")
-    assert bench.take() == []
-    assert bench.fleet.models["m"].state is WorkerState.READY
-
-
-def test_cancelling_a_load_ends_the_waiting_not_the_load(bench: Bench) -> None:
+def test_cancelling_a_load_gives_its_lease_back(bench: Bench) -> None:
+    """Nobody has a handle to release it by; without another lease the model goes."""
     call_id = bench.ask("load", ECHO)
-    bench.control.cancel(2, call_id)
-    bench.control.cancel(1, call_id)
-    bench.control.cancel(1, call_id)
+    bench.control.cancel(2, call_id, bench.now)
+    bench.control.cancel(1, call_id, bench.now)
+    bench.control.cancel(1, call_id, bench.now)
     bench.act()
     assert bench.error().code == "cancelled"
-    assert "m/0" in bench.processes
+    assert bench.fleet.models["m"].leaving
+
+
+def test_a_load_whose_deadline_passes_gives_its_lease_back(bench: Bench) -> None:
+    bench.ask("load", ECHO, remaining_ms=1000)
+    bench.advance(2)
+    assert bench.error().code == "deadline_exceeded"
+    assert bench.fleet.models["m"].leaving
 
 
 def test_a_client_that_leaves_while_it_waits_is_forgotten(bench: Bench) -> None:
@@ -395,14 +391,17 @@ def test_a_status_that_cannot_travel_is_an_error_and_no_more(bench: Bench) -> No
 
 # Specifications.
 
+EAGER = {"enforce_eager": True}
+"""What the bundled model is given unless it was asked otherwise."""
+
 
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        ({}, ModelSpec("tiny", "/models/tiny", v1_multiprocessing="off")),
+        ({}, ModelSpec("tiny", "/models/tiny", v1_multiprocessing="off", engine_args=EAGER)),
         (
             {"model": "tiny", "v1_multiprocessing": "on"},
-            ModelSpec("tiny", "/models/tiny", v1_multiprocessing="on"),
+            ModelSpec("tiny", "/models/tiny", v1_multiprocessing="on", engine_args=EAGER),
         ),
         ({"model": "echo", "name": "m"}, ModelSpec("m", "echo", "echo")),
         ({"model": "nick", "replicas": 2}, ModelSpec("nick", "org/model", replicas=2)),
@@ -543,7 +542,7 @@ class AnyOrder(RuleBasedStateMachine):
         if self.open:
             client, call_id = sorted(self.open)[number % len(self.open)]
             self.bench.dispatcher.cancel(client, call_id)
-            self.bench.control.cancel(client, call_id)
+            self.bench.control.cancel(client, call_id, self.bench.now)
             self.bench.act()
             self.collect()
 

@@ -87,7 +87,7 @@ class Array(NamedTuple):
         Raises:
             ImportError: numpy is not installed.
         """
-        import numpy as np  # noqa: PLC0415  # optional: the client must import without it
+        import numpy as np  # optional: the client must import without it
 
         return np.frombuffer(self.data, dtype=self.dtype).reshape(self.shape)
 
@@ -161,7 +161,7 @@ def unpack_header(frame: Bytes) -> Any:
             max_map_len=0,
             max_bin_len=0,
         )
-    except Exception as exc:  # noqa: BLE001  # msgpack documents no closed set of errors
+    except Exception as exc:  # msgpack documents no closed set of errors
         raise ProtocolError(f"header is not msgpack: {exc}") from exc
 
 
@@ -184,7 +184,7 @@ class _Packer:
         self._depth -= 1
         return packed
 
-    def _default(self, value: Any) -> Any:  # noqa: C901, PLR0911  # one flat table of types
+    def _default(self, value: Any) -> Any:  # noqa: C901, PLR0911, PLR0912  # one flat table of types
         match value:
             case Symbol():
                 return msgpack.ExtType(Ext.SYMBOL, value.encode())
@@ -212,7 +212,8 @@ class _Packer:
                 return msgpack.ExtType(Ext.TIME, value.isoformat().encode())
             case dt.timedelta():
                 return msgpack.ExtType(
-                    Ext.TIMEDELTA, struct.pack("<qii", value.days, value.seconds, value.microseconds)
+                    Ext.TIMEDELTA,
+                    struct.pack("<qii", value.days, value.seconds, value.microseconds),
                 )
             case complex():
                 return msgpack.ExtType(Ext.COMPLEX, struct.pack("<dd", value.real, value.imag))
@@ -226,7 +227,9 @@ class _Packer:
             if value.dtype.byteorder == ">":
                 value = value.astype(value.dtype.newbyteorder("<"))
             return self._array(Array(str(value.dtype), tuple(value.shape), value.tobytes()))
-        raise TypeError(f"{type(value).__module__}.{type(value).__qualname__} has no form on the wire")
+        raise TypeError(
+            f"{type(value).__module__}.{type(value).__qualname__} has no form on the wire"
+        )
 
     def _again(self, value: Any) -> Any:
         """Return what stands for a value that stood for another; msgpack asks only once."""
@@ -240,8 +243,8 @@ class _Packer:
             body = [array.dtype, list(array.shape), bytes(array.data)]
             return msgpack.ExtType(Ext.ARRAY, msgpack.packb(body))
         self.buffers.append(array.data)
-        body = [array.dtype, list(array.shape), len(self.buffers) - 1]
-        return msgpack.ExtType(Ext.BUFFER, msgpack.packb(body))
+        where = [array.dtype, list(array.shape), len(self.buffers) - 1]
+        return msgpack.ExtType(Ext.BUFFER, msgpack.packb(where))
 
 
 class _Unpacker:
@@ -262,7 +265,7 @@ class _Unpacker:
             return msgpack.unpackb(data, ext_hook=ext_hook, strict_map_key=False, timestamp=3)
         except ProtocolError:
             raise
-        except Exception as exc:  # noqa: BLE001  # msgpack documents no closed set of errors
+        except Exception as exc:  # msgpack documents no closed set of errors
             raise ProtocolError(f"payload is not msgpack: {exc}") from exc
 
     def _ext(self, code: int, body: bytes, depth: int) -> Any:
@@ -316,7 +319,8 @@ _READERS: Final[dict[Ext, Callable[[_Unpacker, bytes, int], Any]]] = {
 
 
 def _base_of(value: Any) -> Any:
-    for base in (bool, str, bytes, dict, list):
+    bases: tuple[Any, ...] = (bool, str, bytes, dict, list)
+    for base in bases:
         if isinstance(value, base):
             return base(value)
     raise AssertionError("called with one of these bases only")

@@ -18,7 +18,7 @@ Pure. A class has one stable `code`; hosts in other languages switch on the code
 """
 
 import reprlib
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 
 class VllmportError(Exception):
@@ -33,7 +33,7 @@ class VllmportError(Exception):
         details: Plain data that belongs to the error; keys are named by the subclasses.
     """
 
-    code: ClassVar[str] = "error"
+    code: str = "error"
     retryable: bool = False
 
     def __init__(
@@ -60,11 +60,14 @@ class VllmportError(Exception):
 
     def __repr__(self) -> str:
         parts = [repr(self.message), f"retryable={self.retryable}"]
-        parts += [f"{name}={getattr(self, name)!r}" for name in ("phase", "worker") if getattr(self, name)]
+        parts += [
+            f"{name}={getattr(self, name)!r}" for name in ("phase", "worker") if getattr(self, name)
+        ]
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (self.code, self.message, self.details, self.retryable, self.phase, self.worker, self.attempt))
+        names = ("details", "retryable", "phase", "worker", "attempt")
+        return (_rebuild, (self.code, self.message, {name: getattr(self, name) for name in names}))
 
 
 class ConnectFailed(VllmportError, ConnectionError):
@@ -182,7 +185,11 @@ class StartupFailed(VllmportError):
 
     def __str__(self) -> str:
         lines = "".join(f"\n    {line}" for line in self.stderr[-8:])
-        return f"{self.message}\n  last lines of the worker's stderr:{lines}" if lines else self.message
+        return (
+            f"{self.message}\n  last lines of the worker's stderr:{lines}"
+            if lines
+            else self.message
+        )
 
 
 class WorkerLost(VllmportError):
@@ -234,8 +241,10 @@ ERRORS: dict[str, type[VllmportError]] = {
 
 
 def error_from_code(code: str, message: str, **kwargs: Any) -> VllmportError:
-    """Build the error that `code` names; unknown codes give a plain VllmportError."""
-    return ERRORS.get(code, VllmportError)(message, **kwargs)
+    """Build the error that `code` names; an unknown code gives a VllmportError that keeps it."""
+    error = ERRORS.get(code, VllmportError)(message, **kwargs)
+    error.code = code
+    return error
 
 
 def shown(value: Any) -> str:
@@ -256,9 +265,5 @@ _REPR.maxlevel = 2
 _REPR.maxstring = _REPR.maxother = 80
 
 
-def _rebuild(
-    code: str, message: str, details: dict[str, Any], retryable: bool, phase: str, worker: str, attempt: int
-) -> VllmportError:
-    return error_from_code(
-        code, message, details=details, retryable=retryable, phase=phase, worker=worker, attempt=attempt
-    )
+def _rebuild(code: str, message: str, parts: dict[str, Any]) -> VllmportError:
+    return error_from_code(code, message, **parts)

@@ -7,7 +7,7 @@ missing, and trailing fields that a newer peer added are ignored. Routers read h
 
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import Any, Final, NamedTuple, TypeVar, get_type_hints
+from typing import Any, Final, NamedTuple, get_type_hints
 
 from vllmport.bridge.codec import Bytes, Packed, pack_header, unpack_header
 from vllmport.bridge.errors import ProtocolError, VllmportError, error_from_code, shown
@@ -127,10 +127,10 @@ class Cancel(NamedTuple):
 
 
 class Credit(NamedTuple):
-    """Client → supervisor → worker: the reader of a stream has room for `count` more items."""
+    """Client → supervisor → worker: the reader of a stream has room for so many more items."""
 
     id: int
-    count: int
+    room: int
     client: int = 0
 
 
@@ -241,8 +241,6 @@ KINDS: Final[dict[type[Message], Kind]] = {
 _NO_PAYLOAD: Final = b"\xc0"
 """msgpack nil: what stands in the payload's place where a message has none."""
 
-M = TypeVar("M", bound=Message)
-
 
 def encode(message: Message, packed: Packed | None = None) -> list[Bytes]:
     """Turn a message, and its packed payload if it has one, into frames ready to be sent."""
@@ -278,17 +276,6 @@ def decode(frames: Sequence[Bytes]) -> tuple[Message, Bytes, Sequence[Bytes]]:
     if not 2 <= len(frames) <= 2 + MAX_BUFFERS:
         raise ProtocolError(f"a message has 2 to {2 + MAX_BUFFERS} frames, got {len(frames)}")
     return decode_header(frames[0]), frames[1], frames[2:]
-
-
-def expect(message: Message, cls: type[M]) -> M:
-    """Return the message if it is of the class that has to come now.
-
-    Raises:
-        ProtocolError: It is of another class.
-    """
-    if not isinstance(message, cls):
-        raise ProtocolError(f"expected {KINDS[cls].name}, got {KINDS[type(message)].name}")
-    return message
 
 
 def error_message(error: VllmportError, call_id: int = 0, client: int = 0) -> Error:

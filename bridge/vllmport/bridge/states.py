@@ -90,12 +90,10 @@ CALL_TRANSITIONS: Final[Mapping[tuple[CallState, CallEvent], CallState]] = {
     (CallState.QUEUED, CallEvent.CALLER_GONE): CallState.DONE,
     (CallState.RUNNING, CallEvent.FINISHED): CallState.DONE,
     (CallState.RUNNING, CallEvent.EXPIRED): CallState.ABANDONED,
-    (CallState.RUNNING, CallEvent.CANCELLED): CallState.ABANDONED,
     (CallState.RUNNING, CallEvent.CALLER_GONE): CallState.ABANDONED,
     (CallState.RUNNING, CallEvent.WORKER_GONE): CallState.DONE,
     (CallState.ABANDONED, CallEvent.FINISHED): CallState.DONE,
     (CallState.ABANDONED, CallEvent.CALLER_GONE): CallState.ABANDONED,
-    (CallState.ABANDONED, CallEvent.CANCELLED): CallState.ABANDONED,
     (CallState.ABANDONED, CallEvent.WORKER_GONE): CallState.DONE,
 }
 

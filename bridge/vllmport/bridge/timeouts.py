@@ -70,6 +70,13 @@ def to_wire(seconds: float) -> int | None:
     return math.ceil(min(max(seconds * 1000, 0), MAX_TIMEOUT_MS))
 
 
+def milliseconds(seconds: float) -> int | None:
+    """Turn seconds to wait into what poll(2) takes: rounded up, never negative, None for ever."""
+    if math.isinf(seconds):
+        return None
+    return min(max(math.ceil(seconds * 1000), 0), MAX_TIMEOUT_MS)
+
+
 def from_wire(remaining_ms: int | None, now: float) -> float:
     """Turn the wire's milliseconds left into an absolute deadline on this hop's clock."""
     return math.inf if remaining_ms is None else now + remaining_ms / 1000

@@ -37,7 +37,8 @@ EXIT_STATUS: dict[type[VllmportError], int] = {
 Command = Callable[..., Any]
 
 _endpoint = click.option(
-    "--endpoint", help="ipc://PATH of the pool; else VLLMPORT_ENDPOINT, else the user's runtime folder."
+    "--endpoint",
+    help="ipc://PATH of the pool; else VLLMPORT_ENDPOINT, else the user's runtime folder.",
 )
 
 
@@ -45,7 +46,9 @@ def _sampling(command: Command) -> Command:
     """Add the options of a call."""
     for option in (
         _endpoint,
-        click.option("--model", help="Name of the model; may be left out if the pool has only one."),
+        click.option(
+            "--model", help="Name of the model; may be left out if the pool has only one."
+        ),
         click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True),
         click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True),
         click.option("--timeout", type=float, help="Seconds for each answer; 600 if left out."),
@@ -61,9 +64,13 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("config", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument(
+    "config", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
 @click.option("--endpoint", help="ipc://PATH to listen on, instead of the configured one.")
-@click.option("--model", "models", multiple=True, help="A model to start; may be given several times.")
+@click.option(
+    "--model", "models", multiple=True, help="A model to start; may be given several times."
+)
 def serve(config: Path | None, endpoint: str | None, models: tuple[str, ...]) -> None:
     """Run a pool until SIGTERM; CONFIG is a pool.toml. A second SIGTERM stops it at once."""
     from vllmport.pool.client.launch import new_run_dir
@@ -89,7 +96,9 @@ def serve(config: Path | None, endpoint: str | None, models: tuple[str, ...]) ->
 @cli.command()
 @click.argument("prompt")
 @_sampling
-def generate(prompt: str, endpoint: str | None, model: str | None, timeout: float | None, **params: Any) -> None:
+def generate(
+    prompt: str, endpoint: str | None, model: str | None, timeout: float | None, **params: Any
+) -> None:
     """Complete PROMPT and print it as it comes."""
     with _attached(endpoint, model) as llm:
         _print(llm.stream(prompt, params, timeout=timeout))
@@ -191,15 +200,26 @@ def _show(found: dict[str, Any]) -> None:
 
     supervisor = found["supervisor"]
     console = Console()
-    console.print(f"pool at {supervisor['endpoint']}, supervisor {supervisor['pid']}, {supervisor['clients']} clients")
-    table = Table("worker", "state", "mode", "pid", "in flight", "restarts", "last exit", "note", box=None)
+    console.print(
+        f"pool at {supervisor['endpoint']}, supervisor {supervisor['pid']}, "
+        f"{supervisor['clients']} clients"
+    )
+    table = Table(
+        "worker", "state", "mode", "pid", "in flight", "restarts", "last exit", "note", box=None
+    )
     for worker in found["workers"]:
         note = (worker["error"] or worker["stage"] or "").splitlines()[:1]
-        row = (worker[key] for key in ("id", "state", "mode", "pid", "in_flight", "restarts", "last_exit"))
+        row = (
+            worker[key]
+            for key in ("id", "state", "mode", "pid", "in_flight", "restarts", "last_exit")
+        )
         table.add_row(*("" if cell is None else str(cell) for cell in row), *(note or [""]))
     console.print(table)
     for model in found["models"]:
-        console.print(f"model {model['name']}: {model['state']}, {model['queued']} queued, {model['leases']} leases")
+        console.print(
+            f"model {model['name']}: {model['state']}, {model['queued']} queued, "
+            f"{model['leases']} leases"
+        )
 
 
 def _state_dir() -> Path:
@@ -210,7 +230,9 @@ def _state_dir() -> Path:
 def main() -> None:
     """Run the command; every error is one clear line and an exit status."""
     if sys.platform != "linux":
-        sys.stderr.write("vllmport: Linux only: it rests on pidfds, subreapers and process groups\n")
+        sys.stderr.write(
+            "vllmport: Linux only: it rests on pidfds, subreapers and process groups\n"
+        )
         sys.exit(1)
     try:
         cli(standalone_mode=False)

@@ -150,7 +150,7 @@ def _as_invalid_request(exc: ValidationError) -> InvalidRequest:
 
 
 def _spec(name: str, model: ModelConfig, aliases: Mapping[str, str]) -> ModelSpec:
-    from vllmport.pool.supervisor.control import spec_from
+    from vllmport.pool.supervisor.specification import spec_from
 
     own = model.model_dump(exclude=set(model.model_extra or ()))
     return spec_from({**own, "name": name, "engine_args": model.model_extra or {}}, aliases)

@@ -60,7 +60,9 @@ def cancel(pool: Pool, llm: LLM) -> None:
         first = [next(stream).text for _ in range(3)]
     time.sleep(0.2)
     worker = pool.status()["workers"][0]
-    say(f"  a stream was left after {first!r}; requests still in the engine: {worker['unfinished']}")
+    say(
+        f"  a stream was left after {first!r}; requests still in the engine: {worker['unfinished']}"
+    )
 
 
 def kill(pool: Pool, llm: LLM) -> None:
@@ -75,7 +77,10 @@ def kill(pool: Pool, llm: LLM) -> None:
         for _ in stream:
             pass
     except WorkerLost as exc:
-        say(f"  … the caller got {type(exc).__name__} after {(time.monotonic() - start) * 1000:.0f} ms: {exc}")
+        say(
+            f"  … after {(time.monotonic() - start) * 1000:.0f} ms the caller got "
+            f"{type(exc).__name__}: {exc}"
+        )
     answer = llm.generate("The capital of France is", GREEDY)[0].outputs[0].text
     check(f"{time.monotonic() - start:.1f} s later: The capital of France is", answer, " Paris.")
 
@@ -88,7 +93,10 @@ def main() -> None:
         llm = pool.llm(v1_multiprocessing="off")
         say(f"  ready after {time.monotonic() - start:.1f} s")
         worker = pool.status()["workers"][0]
-        say(f"  supervisor {pool.status()['supervisor']['pid']}, worker {worker['pid']}, its own process group")
+        say(
+            f"  supervisor {pool.status()['supervisor']['pid']}, worker {worker['pid']}, "
+            "which leads its own process group"
+        )
         ask(llm)
         miss_a_deadline(llm)
         cancel(pool, llm)

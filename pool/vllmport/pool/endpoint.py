@@ -1,4 +1,4 @@
-"""Where a pool listens: folders nobody else may read, and the lock that makes an endpoint one's own.
+"""Where a pool listens: private folders, and the lock that makes an endpoint one's own.
 
 Knows paths and locks; knows nothing of what listens there.
 """
@@ -35,7 +35,9 @@ def private_dir(path: Path) -> Path:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     info = path.lstat()
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
-        raise InvalidRequest.of("endpoint", str(path), f"{path} is not a folder of this user; choose another")
+        raise InvalidRequest.of(
+            "endpoint", str(path), f"{path} is not a folder of this user; choose another"
+        )
     if info.st_mode & 0o077:
         raise InvalidRequest.of(
             "endpoint",
@@ -61,7 +63,8 @@ def socket_path(endpoint: str) -> Path:
         text = f"an endpoint looks like ipc:///run/user/1000/vllmport/pool.sock, not {endpoint!r}"
         raise InvalidRequest.of("endpoint", endpoint, text)
     if len(os.fsencode(path)) > MAX_SOCKET_PATH:
-        text = f"the socket path has {len(os.fsencode(path))} bytes, the kernel takes {MAX_SOCKET_PATH}: {path}"
+        size = len(os.fsencode(path))
+        text = f"the socket path has {size} bytes, the kernel takes {MAX_SOCKET_PATH}: {path}"
         raise InvalidRequest.of("endpoint", endpoint, text)
     return Path(path)
 

@@ -23,7 +23,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def prctl(option: int, value: int) -> None:
-    """Call prctl(2).
+    """Make the prctl system call with one argument.
 
     Raises:
         OSError: The kernel refused.

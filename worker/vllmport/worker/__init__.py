@@ -1,1 +1,1 @@
-"""The worker process: one engine behind one socket. Started by the spawner, never imported by it."""
+"""The worker process: one engine behind one socket. The spawner starts it, nobody imports it."""

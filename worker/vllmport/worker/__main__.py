@@ -61,12 +61,13 @@ def _serve(socket: "zmq.Socket[bytes]", nonce: str, worker: str) -> int:
         socket.send_multipart(encode(error_message(exc), pack(exc.details)))
         logger.error("load failed: %s", exc.message)
         return EXIT_LOAD_FAILED
-    # Only now: while it loads, SIGTERM simply ends it.
-    signal.signal(signal.SIGTERM, lambda *_: setattr(port, "closed", True))
     port.attach(engine)
     socket.send_multipart(encode(Ready(engine.capacity, engine.mode), pack(engine.info)))
     try:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # while it loads, it simply ends it
         engine.run(port)
+    except SystemExit:
+        logger.info("stopped by SIGTERM")
     except EngineDead as exc:
         port.fail_all(exc)
         logger.error("engine died: %s", exc.message)
@@ -99,10 +100,10 @@ def _load(spec: Mapping[str, Any], port: SocketPort) -> Engine:
     """
     try:
         if spec["engine"] == "echo":
-            from vllmport.worker.engines.echo import EchoEngine  # noqa: PLC0415
+            from vllmport.worker.engines.echo import EchoEngine
 
             return EchoEngine(spec["engine_args"], port)
-        from vllmport.worker.engines.vllm import load_vllm  # noqa: PLC0415  # imports torch
+        from vllmport.worker.engines.vllm import load_vllm  # imports torch
 
         return load_vllm(_choose_mode(spec), port)
     except VllmportError as exc:
@@ -131,7 +132,8 @@ def _choose_mode(spec: Mapping[str, Any]) -> dict[str, Any]:
         if not leads_group:
             logger.warning("this worker leads no process group: v1_multiprocessing=off")
     elif mode == "on" and not leads_group:
-        raise StartupFailed("v1_multiprocessing=on needs a worker that leads its own process group")
+        text = "v1_multiprocessing=on needs a worker that leads its own process group"
+        raise StartupFailed(text, phase="load")
     return {**spec, "mode": mode}
 
 

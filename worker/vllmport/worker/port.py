@@ -4,7 +4,6 @@ Owns the socket and the table of open calls. It knows no engine but the interfac
 """
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +19,7 @@ from vllmport.bridge.errors import (
     InvalidRequest,
     ProtocolError,
     VllmportError,
+    shown,
 )
 from vllmport.bridge.messages import (
     Bye,
@@ -37,7 +37,7 @@ from vllmport.bridge.messages import (
     encode,
     error_message,
 )
-from vllmport.bridge.timeouts import from_wire
+from vllmport.bridge.timeouts import from_wire, milliseconds
 from vllmport.worker.deltas import merge
 from vllmport.worker.engine import Engine, Key, Partial, Request
 
@@ -96,9 +96,9 @@ class SocketPort:
         return self._deadlines.next()
 
     def receive(self, timeout: float) -> None:
-        if timeout > 0 and not self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-            self._socket.poll(None if math.isinf(timeout) else math.ceil(timeout * 1000))
-        while self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        if timeout > 0 and not self._has_message():
+            self._socket.poll(milliseconds(timeout))
+        while self._has_message():
             self._handle(self._socket.recv_multipart())
         self._expire(time.monotonic())
 
@@ -150,6 +150,9 @@ class SocketPort:
 
     # What comes from the supervisor.
 
+    def _has_message(self) -> bool:
+        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+
     def _handle(self, frames: list[bytes]) -> None:
         try:
             message, payload, buffers = decode(frames)
@@ -178,7 +181,7 @@ class SocketPort:
             )
         except VllmportError as exc:
             self.fail(key, exc)
-        except Exception as exc:  # noqa: BLE001  # outermost: one bad call must not end the worker
+        except Exception as exc:  # outermost: one bad call must not end the worker
             logger.exception("call failed request_id=%s verb=%s", call.request_id, call.verb)
             self.fail(key, exc)
 
@@ -189,7 +192,7 @@ class SocketPort:
         key = (message.client, message.id)
         call = self._calls.get(key)
         if call is not None:
-            call.credit += message.count
+            call.credit += message.room
             if call.pending is not None:
                 self._dirty[key] = call
 
@@ -225,7 +228,8 @@ class SocketPort:
         values = []
         for key, call in calls.items():
             # The last item of a stream goes out even without credit: END must not wait.
-            if call.pending is None or (call.credit <= 0 and call.summary is None and key in self._calls):
+            last = call.summary is not None or key not in self._calls
+            if call.pending is None or (call.credit <= 0 and not last):
                 continue
             entries.append([key[1], call.sequence])
             values.append(call.pending)
@@ -233,7 +237,7 @@ class SocketPort:
             call.sequence += 1
             call.credit -= 1
         if entries:
-            self._socket.send_multipart(encode(Items(entries, client), pack(values)))
+            self._send_values(Items(entries, client), values)
 
     def _send_ends(self, client: int, calls: dict[Key, _OpenCall]) -> None:
         ended = [key for key, call in calls.items() if call.summary is not None]
@@ -242,14 +246,34 @@ class SocketPort:
         entries = [[key[1], calls[key].attempt] for key in ended]
         summaries = [calls[key].summary for key in ended]
         for key in ended:
+            self._deadlines.discard(key)
+        self._send_values(End(entries, client, self._worker), summaries)
+        for key in ended:
             self._forget(key)
-        self._socket.send_multipart(encode(End(entries, client, self._worker), pack(summaries)))
+
+    def _send_values(self, batch: Items | End, values: list[Any]) -> None:
+        """Send a batch; if it cannot travel, its parts; a part that cannot fails its call alone."""
+        try:
+            frames = encode(batch, pack(values))
+        except InvalidRequest as exc:
+            if len(values) > 1:
+                for entry, value in zip(batch.entries, values, strict=True):
+                    self._send_values(batch._replace(entries=[entry]), [value])
+                return
+            key = (batch.client, batch.entries[0][0])
+            if self._engine is not None:
+                self._engine.abort(key)
+            call = self._forget(key)
+            if call is not None:
+                self._send_error(key, call.attempt, _cannot_travel(exc))
+            return
+        self._socket.send_multipart(frames)
 
     def _send(self, message: Result, value: Any, key: Key) -> None:
         try:
             frames = encode(message, pack(value))
-        except InvalidRequest as exc:  # here it is the result that cannot travel
-            self._send_error(key, message.attempt, EngineError(f"the result cannot travel: {exc}"))
+        except InvalidRequest as exc:
+            self._send_error(key, message.attempt, _cannot_travel(exc))
             return
         self._socket.send_multipart(frames)
 
@@ -260,8 +284,12 @@ class SocketPort:
         try:
             packed = pack(error.details)
         except InvalidRequest:  # details hold what a caller sent; say at least what went wrong
-            packed = pack({name: repr(value)[:200] for name, value in error.details.items()})
+            packed = pack({name: shown(value) for name, value in error.details.items()})
         self._socket.send_multipart(encode(header, packed))
+
+
+def _cannot_travel(exc: InvalidRequest) -> EngineError:
+    return EngineError(f"the engine's output cannot travel: {exc}")
 
 
 def _as_ours(error: BaseException) -> VllmportError:

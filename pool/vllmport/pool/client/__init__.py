@@ -1,1 +1,1 @@
-"""The Python client: pools, models, results. Light: no engine, no configuration library at import."""
+"""The Python client: pools, models, results. Light to import: no engine, no validation library."""

@@ -147,7 +147,9 @@ class AsyncLLM:
         self._loading = asyncio.Lock()
 
     def __repr__(self) -> str:
-        return f"<AsyncLLM {self.name!r} at {self._pool.endpoint}{' closed' if self.closed else ''}>"
+        return (
+            f"<AsyncLLM {self.name!r} at {self._pool.endpoint}{' closed' if self.closed else ''}>"
+        )
 
     def __await__(self) -> Generator[Any, None, Self]:
         return self._opened().__await__()
@@ -376,14 +378,19 @@ class AsyncPool:
         """Return what runs: supervisor, spawner, models, workers, counters."""
         return dict(await self.call("status", {}))
 
-    async def call(self, verb: str, args: dict[str, Any], *, timeout: float = CONTROL_TIMEOUT) -> Any:
+    async def call(
+        self, verb: str, args: dict[str, Any], *, timeout: float = CONTROL_TIMEOUT
+    ) -> Any:
         """Call a verb of the pool itself and return its plain result."""
-        return await run_call(await self.connection(), call_for("", verb, None, None), args, timeout)
+        return await run_call(
+            await self.connection(), call_for("", verb, None, None), args, timeout
+        )
 
     async def connection(self) -> Connection:
         """Return a live connection."""
         link = self._started().link
-        return link.current() or await asyncio.to_thread(link.connection)
+        current = link.current()
+        return current if current is not None else await asyncio.to_thread(link.connection)
 
     async def aclose(self) -> None:
         """End an owned pool, and wait until nothing of it is left; leave one that was joined."""

@@ -6,7 +6,6 @@ supervisor or the user ends it and is never revived; `link.py` opens the next on
 
 import itertools
 import logging
-import math
 import os
 import select
 import socket
@@ -22,6 +21,7 @@ from vllmport.bridge.deadlines import Deadlines
 from vllmport.bridge.errors import (
     ConnectFailed,
     DeadlineExceeded,
+    InvalidRequest,
     Overloaded,
     PoolClosed,
     PoolLost,
@@ -42,11 +42,11 @@ from vllmport.bridge.messages import (
     Result,
     Welcome,
     decode,
+    decode_header,
     encode,
     error_from,
-    expect,
 )
-from vllmport.bridge.timeouts import to_wire
+from vllmport.bridge.timeouts import milliseconds, to_wire
 from vllmport.pool.client.mailbox import Done, Failed, Item, Mailbox
 
 logger = logging.getLogger("vllmport.client")
@@ -85,12 +85,12 @@ class Connection:
         self._socket.setsockopt(zmq.RCVHWM, 0)  # streams are bounded by credit
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._socket.connect(endpoint)
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             self.welcome = self._greet(timeout)
         except VllmportError:
             self._release()
             raise
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._read, name="vllmport-client", daemon=True)
         self._thread.start()
 
@@ -128,7 +128,7 @@ class Connection:
         """
         packed = pack(args)
         call_id = next(self._ids)
-        header = call._replace(id=call_id, remaining_ms=to_wire(timeout))
+        frames = _checked(call._replace(id=call_id, remaining_ms=to_wire(timeout)), packed)
         with self._lock:
             if self._error is not None:
                 raise self._error
@@ -137,14 +137,13 @@ class Connection:
             self._deadlines.set(call_id, time.monotonic() + timeout + GRACE)
             wake_early = self._deadlines.next() < wake
             try:
-                self._send(header, packed)
+                self._send(frames)
             except zmq.Again:
                 self._forget(call_id)
-                raise Overloaded(
-                    "the pool does not take more messages at the moment", details={"retry_after": 0.1}
-                ) from None
-        if wake_early:
-            os.eventfd_write(self._wake, 1)
+                text = "the pool does not take more messages at the moment"
+                raise Overloaded(text, details={"retry_after": 0.1}) from None
+            if wake_early:
+                self._poke()
         return call_id
 
     def cancel(self, call_id: int) -> None:
@@ -168,7 +167,8 @@ class Connection:
             return  # a forked child: the connection is its parent's
         self._notify(Bye("closed"))
         self._end(PoolClosed("this client was closed"))
-        os.eventfd_write(self._wake, 1)
+        with self._lock:
+            self._poke()
         if threading.current_thread() is not self._thread:
             self._thread.join(5)
 
@@ -178,57 +178,64 @@ class Connection:
         with self._lock:
             if self._error is None:
                 try:
-                    self._send(message)
+                    self._send(encode(message))
                 except zmq.Again:
                     logger.warning("not sent, the pool does not read: %s", message)
 
-    def _send(self, message: Message, packed: Packed | None = None) -> None:
+    def _send(self, frames: list[Bytes]) -> None:
         """Send under the lock. Sending may swallow the socket's wake-up, so it is passed on."""
-        self._socket.send_multipart(encode(message, packed), zmq.NOBLOCK)
-        if self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        self._socket.send_multipart(frames, zmq.NOBLOCK)
+        if _readable(self._socket):
+            self._poke()
+
+    def _poke(self) -> None:
+        """Wake the reading thread, under the lock."""
+        if self._wake >= 0:
             os.eventfd_write(self._wake, 1)
 
     def _greet(self, timeout: float) -> Welcome:
         product = version("vllmport")
         hello = Hello([PROTOCOL_VERSION], product, self.pid, "python")
         self._socket.send_multipart(encode(hello))
-        if not self._socket.poll(math.ceil(timeout * 1000)):
+        if not self._socket.poll(milliseconds(timeout)):
             text = f"nobody answered at {self.endpoint} within {timeout:g} s"
             raise ConnectFailed(text, phase="connect", details={"endpoint": self.endpoint})
         message, payload, _ = decode(self._socket.recv_multipart())
         if isinstance(message, Error):
             raise error_from(message, unpack(payload))
-        return expect(message, Welcome)
+        if not isinstance(message, Welcome):
+            raise ProtocolError(f"WELCOME comes first, not {type(message).__name__}")
+        return message
 
     # Receiving, in the connection's own thread.
 
     def _read(self) -> None:
         poller = select.poll()
-        monitor_fd = self._monitor.getsockopt(zmq.FD)
-        for fd in (self._socket.getsockopt(zmq.FD), monitor_fd, self._wake):
-            poller.register(fd, select.POLLIN)
+        for source in (self._socket, self._monitor):
+            poller.register(int(source.getsockopt(zmq.FD)), select.POLLIN)
+        poller.register(self._wake, select.POLLIN)
         while self._error is None:
             try:
                 self._receive()
                 self._expire(time.monotonic())
-                if self._monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-                    self._end(PoolLost("the supervisor is gone", details={"endpoint": self.endpoint}))
+                if _readable(self._monitor):
+                    where = {"endpoint": self.endpoint}
+                    self._end(PoolLost("the supervisor is gone", details=where))
                     break
             except VllmportError as exc:
                 self._end(exc)
                 break
             with self._lock:
                 wait = self._deadlines.next() - time.monotonic()
-            events = poller.poll(None if math.isinf(wait) else max(0, math.ceil(wait * 1000)))
+            events = poller.poll(milliseconds(wait))
             if any(fd == self._wake for fd, _ in events):
                 os.eventfd_read(self._wake)
         self._release()
-        os.close(self._wake)
 
     def _receive(self) -> None:
         while True:
             with self._lock:
-                if not self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+                if not _readable(self._socket):
                     return
                 frames = self._socket.recv_multipart()
             self._handle(frames)
@@ -277,7 +284,9 @@ class Connection:
             late = [(call_id, self._forget(call_id)) for call_id in self._deadlines.pop_due(now)]
         for call_id, mailbox in late:
             if mailbox is not None:
-                error = DeadlineExceeded("the deadline passed and the pool said nothing", phase="connection")
+                error = DeadlineExceeded(
+                    "the deadline passed and the pool said nothing", phase="connection"
+                )
                 mailbox.put(Failed(call_id, error))
 
     # Ending.
@@ -300,6 +309,27 @@ class Connection:
         with self._lock:
             self._socket.disable_monitor()
             self._context.destroy(linger=200)
+            if self._wake >= 0:
+                os.close(self._wake)
+                self._wake = -1
+
+
+def _readable(socket: "zmq.Socket[bytes]") -> bool:
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+
+
+def _checked(header: Call, packed: Packed) -> list[Bytes]:
+    """Encode a call whose header a supervisor will accept.
+
+    Raises:
+        InvalidRequest: A field of it cannot stand: a name too long, say.
+    """
+    frames = encode(header, packed)
+    try:
+        decode_header(frames[0])
+    except ProtocolError as exc:
+        raise InvalidRequest(f"this call cannot be made: {exc}") from exc
+    return frames
 
 
 def _probe(endpoint: str) -> None:

@@ -48,7 +48,9 @@ class Stream(Iterator[Delta]):
         result: The summary, without outputs, once the stream has ended; None before.
     """
 
-    def __init__(self, connection: Connection, call: Call, args: dict[str, Any], timeout: float) -> None:
+    def __init__(
+        self, connection: Connection, call: Call, args: dict[str, Any], timeout: float
+    ) -> None:
         self.result: RequestOutput | None = None
         self.request_id = call.request_id
         self._connection = connection
@@ -204,7 +206,9 @@ class LLM:
         """
         requests = generate_requests(prompts, sampling_params, {"lora_request": lora_request})
         seconds = resolve_timeout(timeout, timeout_profile)
-        return self._batch("generate", requests, result_from, seconds, priority, request_id, use_tqdm)
+        return self._batch(
+            "generate", requests, result_from, seconds, priority, request_id, use_tqdm
+        )
 
     def chat(
         self,
@@ -260,7 +264,9 @@ class LLM:
 
     # Tokens and facts.
 
-    def tokenize(self, prompt: str, *, add_special_tokens: bool = True, timeout: float | None = None) -> list[int]:
+    def tokenize(
+        self, prompt: str, *, add_special_tokens: bool = True, timeout: float | None = None
+    ) -> list[int]:
         """Return the token ids of a text."""
         args = {"prompt": prompt, "add_special_tokens": add_special_tokens}
         return list(self.call("tokenize", args, timeout=timeout)["token_ids"])

@@ -34,7 +34,9 @@ class Pool:
         from vllmport.pool.config import load_config
 
         settings = load_config(config, overrides)
-        supervisor = OwnedSupervisor(lambda run_dir: settings.to_plan(run_dir, owner_pid=os.getpid()))
+        supervisor = OwnedSupervisor(
+            lambda run_dir: settings.to_plan(run_dir, owner_pid=os.getpid())
+        )
         plan = supervisor.plan
         self.link = Link(plan.endpoint)
         self._finalizer = weakref.finalize(self, _shut, self.link, supervisor)
@@ -89,8 +91,8 @@ class Pool:
         Args:
             model: A folder, a hub name or an alias; "echo" for the engine without a model; None
                 for the small bundled model, which is there to try things out.
-            name: What to call it; the model as written if None. Alone, it attaches to the model that
-                runs under this name, whatever its specification.
+            name: What to call it; the model as written if None. Alone, it attaches to the model
+                that runs under this name, whatever its specification.
             v1_multiprocessing: "on": the engine in a process of its own; "off": in the worker;
                 "auto": on where cleaning up after it is sure.
             env: Environment variables of its workers.

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-Advance = Callable[[int], None]
+Advance = Callable[[int], object]
 
 
 @contextmanager
@@ -14,11 +14,14 @@ def batch_bar(total: int, wanted: bool | Callable[..., Any]) -> Iterator[Advance
     if not wanted:
         yield lambda _: None
         return
-    if wanted is True:
+    bar_class: Callable[..., Any]
+    if callable(wanted):
+        bar_class = wanted
+    else:
         from tqdm import tqdm
 
-        wanted = tqdm
-    with wanted(total=total, desc="Prompts", unit="prompt", dynamic_ncols=True) as bar:
+        bar_class = tqdm
+    with bar_class(total=total, desc="Prompts", unit="prompt", dynamic_ncols=True) as bar:
         yield bar.update
 
 
@@ -30,5 +33,7 @@ def load_line(name: str, wanted: bool) -> Iterator[Callable[[dict[str, Any]], No
         return
     from tqdm import tqdm
 
-    with tqdm(total=None, desc=f"Loading {name}", bar_format="{desc} {elapsed} {postfix}", leave=False) as bar:
+    with tqdm(
+        total=None, desc=f"Loading {name}", bar_format="{desc} {elapsed} {postfix}", leave=False
+    ) as bar:
         yield lambda value: bar.set_postfix_str(f"{value['worker']}: {value['stage']}")

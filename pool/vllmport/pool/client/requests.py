@@ -52,7 +52,9 @@ def params_list(params: Params | Sequence[Params], count: int) -> list[dict[str,
     """
     if isinstance(params, Sequence):
         if len(params) != count:
-            text = f"{len(params)} sampling parameters for {count} prompts; give one, or one for each"
+            text = (
+                f"{len(params)} sampling parameters for {count} prompts; give one, or one for each"
+            )
             raise InvalidRequest.of("sampling_params", len(params), text)
         return [_params_to_wire(item) for item in params]
     return [_params_to_wire(params)] * count
@@ -94,14 +96,18 @@ def chat_requests(
     ]
 
 
-def call_for(model: str, verb: str, priority: int | None, request_id: str | None, window: int = 0) -> Call:
+def call_for(
+    model: str, verb: str, priority: int | None, request_id: str | None, window: int = 0
+) -> Call:
     """Build the header of a call; the connection fills in its id and budget.
 
     Raises:
         InvalidRequest: The priority is no whole number.
     """
     if priority is not None and type(priority) is not int:
-        raise InvalidRequest.of("priority", repr(priority), "priority is a whole number; lower runs first")
+        raise InvalidRequest.of(
+            "priority", repr(priority), "priority is a whole number; lower runs first"
+        )
     return Call(
         0,
         model,

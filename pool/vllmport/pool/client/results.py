@@ -114,5 +114,6 @@ def _logprobs(rows: Sequence[Mapping[int, Mapping[str, Any]] | None] | None) -> 
     if rows is None:
         return None
     return [
-        None if row is None else {token: Logprob(**entry) for token, entry in row.items()} for row in rows
+        None if row is None else {token: Logprob(**entry) for token, entry in row.items()}
+        for row in rows
     ]

@@ -86,7 +86,7 @@ class Spawner:
     def _spawn(self, request: protocol.SpawnRequest, stderr: int) -> None:
         try:
             pid = launch(request.argv, request.env, stderr, self._lifeline)
-        except OSError as exc:
+        except (OSError, ValueError) as exc:  # ValueError: a NUL in a name
             self._tell(protocol.Exited(request.worker, 0, f"could not be started: {exc}"))
             self._tell(protocol.Cleared(request.worker, 0, 0))
             return

@@ -39,7 +39,12 @@ def launch(argv: Sequence[str], env: Mapping[str, str], stderr: int, lifeline: i
 
 
 def _become_worker(
-    argv: Sequence[str], env: Mapping[str, str], stderr: int, lifeline: int, spawner: int, failed: int
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    stderr: int,
+    lifeline: int,
+    spawner: int,
+    failed: int,
 ) -> NoReturn:
     """Run in the child: never return, never run the parent's code."""
     try:

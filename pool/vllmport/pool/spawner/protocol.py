@@ -78,6 +78,6 @@ def receive(control: socket.socket) -> tuple[Packet | None, list[int]]:
     if not data:
         return None, []
     for fd in fds:
-        os.set_inheritable(fd, False)  # a worker forked later must not hold this one's pipe
+        os.set_inheritable(fd, False)  # noqa: FBT003  # a worker forked later must not hold this one's pipe
     name, fields = json.loads(data)
     return _CLASSES[name](**fields), fds

@@ -40,7 +40,7 @@ def main() -> int:
         return EXIT_TAKEN
     for fd in (args.ready_fd, args.lifeline_fd):
         if fd >= 0:
-            os.set_inheritable(fd, False)
+            os.set_inheritable(fd, False)  # noqa: FBT003
     supervisor = Supervisor(plan, lock, args.lifeline_fd)
     _report(args.ready_fd, {"pid": os.getpid()})
     status = supervisor.run()

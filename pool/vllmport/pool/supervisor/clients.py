@@ -7,16 +7,19 @@ supervisor knows clients by it.
 import itertools
 import logging
 import os
+import struct
 from collections import deque
 from dataclasses import dataclass, field
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from vllmport.bridge.codec import Bytes
 from vllmport.bridge.limits import MAX_FRAME
 
 logger = logging.getLogger("vllmport.supervisor")
+
+_MONITOR_EVENT = struct.Struct("=hi")
+"""First frame of a monitor's message: event and value; for a disconnection, the descriptor."""
 
 
 @dataclass(slots=True)
@@ -34,7 +37,9 @@ class Client:
 class Clients:
     """The front socket and its connections."""
 
-    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", endpoint: str, max_bytes: int) -> None:
+    def __init__(
+        self, context: "zmq.Context[zmq.Socket[bytes]]", endpoint: str, max_bytes: int
+    ) -> None:
         socket = context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
@@ -104,8 +109,9 @@ class Clients:
     def disconnected(self) -> list[Client]:
         """Return the clients whose connections ended since the last time, already forgotten."""
         gone = []
-        while self.monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-            fd = int(recv_monitor_message(self.monitor)["value"])
+        while int(self.monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            event, _endpoint = self.monitor.recv_multipart()
+            fd = _MONITOR_EVENT.unpack(event)[1]
             if self._closed_early.get(fd):
                 self._closed_early[fd] -= 1
                 continue

@@ -25,23 +25,15 @@ from vllmport.bridge.limits import MAX_CONTROL
 from vllmport.bridge.messages import Call, End, Items, Ping, Result, encode, error_message
 from vllmport.bridge.states import WorkerState
 from vllmport.bridge.timeouts import from_wire
-from vllmport.pool.plan import ECHO_MODEL, TINY_MODEL, ModelSpec
 from vllmport.pool.supervisor.dispatch import Dispatcher, Key, ToClient, ToWorker
 from vllmport.pool.supervisor.fleet import Fleet, Model
+from vllmport.pool.supervisor.specification import spec_from
 
 PONG_WAIT: Final = 0.25
 """Seconds that `status` waits for what the engines report, before it gives what it last heard."""
 
 MAX_NESTED: Final = 32
 """Arrays and maps inside each other in the arguments of a verb."""
-
-MAX_MODEL_NAME: Final = 200
-"""Bytes in a model's name: its workers' logs are files named after it."""
-
-MAX_ENV: Final = 64 * 1024
-"""Characters in a model's environment."""
-
-_MODES: Final = ("auto", "on", "off")
 
 
 @dataclass(slots=True)
@@ -120,10 +112,12 @@ class Control:
         except VllmportError as exc:
             self._fail(key, exc)
 
-    def cancel(self, client: int, call_id: int) -> None:
-        """Give up waiting; what was asked for goes on."""
-        if (client, call_id) in self._waiting:
-            self._fail((client, call_id), Cancelled("the caller cancelled the call", phase="load"))
+    def cancel(self, client: int, call_id: int, now: float) -> None:
+        """Give up waiting, and the lease that a `load` took."""
+        key = (client, call_id)
+        if key in self._waiting:
+            self._give_lease_back(key, now)
+            self._fail(key, Cancelled("the caller cancelled the call", phase="load"))
 
     def client_gone(self, client: int) -> None:
         """Forget what a client waited for."""
@@ -186,7 +180,8 @@ class Control:
                 self._answer(key, self.status())
             else:
                 verb, model = self._waiting[key].verb, self._waiting[key].model
-                text = f"the deadline passed while {verb} of {model!r} went on; it still does"
+                text = f"the deadline passed while {verb} of {model!r} went on"
+                self._give_lease_back(key, now)
                 self._fail(key, DeadlineExceeded(text, phase="load"))
 
     def status(self) -> dict[str, Any]:
@@ -231,7 +226,7 @@ class Control:
     def _status(self, key: Key, header: Call, _args: dict[str, Any], now: float) -> None:
         waiting = self._open(key, header, "status", "", now)
         for worker in self._fleet.workers.values():
-            if worker.state in (WorkerState.READY, WorkerState.DRAINING):
+            if worker.mode and worker.state in (WorkerState.READY, WorkerState.DRAINING):
                 token = next(self._tokens)
                 waiting.pings.add(token)
                 self._outgoing.append(ToWorker(worker.id, encode(Ping(token))))
@@ -258,6 +253,11 @@ class Control:
         waiting = self._waiting[key] = _Waiting(header, verb, model)
         self._due.set(key, from_wire(header.remaining_ms, now))
         return waiting
+
+    def _give_lease_back(self, key: Key, now: float) -> None:
+        """A `load` that nobody waits for any more has given nobody a handle."""
+        if self._waiting[key].verb == "load":
+            self._fleet.release(self._waiting[key].model, key[0], now)
 
     def _forget(self, key: Key) -> _Waiting | None:
         self._due.discard(key)
@@ -320,51 +320,6 @@ def describe_model(model: Model) -> dict[str, Any]:
     }
 
 
-def spec_from(args: dict[str, Any], aliases: Mapping[str, str]) -> ModelSpec:
-    """Build a specification from what a caller sent.
-
-    Raises:
-        InvalidRequest: A field is missing or of a wrong type.
-    """
-    if args.get("name") and not args.get("model"):
-        text = f"no model {args['name']!r} runs in this pool; say which `model` to load under this name"
-        raise InvalidRequest.of("name", repr(args["name"]), text)
-    asked = args.get("model") or TINY_MODEL
-    mode = args.get("v1_multiprocessing") or "auto"
-    replicas = args.get("replicas", 1)
-    env = args.get("env") or {}
-    engine_args = args.get("engine_args") or {}
-    name = args.get("name") or asked
-    for parameter, value in (("model", asked), ("name", name)):
-        if not isinstance(value, str) or not value.isprintable():
-            text = f"{parameter} must be printable text, not {shown(value)}"
-            raise InvalidRequest.of(parameter, shown(value), text)
-    if len(name.encode()) > MAX_MODEL_NAME:
-        text = f"the name of a model has at most {MAX_MODEL_NAME} bytes; give it a shorter name"
-        raise InvalidRequest.of("name", name, text)
-    if mode not in _MODES:
-        text = f"v1_multiprocessing is one of {', '.join(_MODES)}, not {shown(mode)}"
-        raise InvalidRequest.of("v1_multiprocessing", shown(mode), text)
-    if type(replicas) is not int or not 1 <= replicas <= 1024:
-        text = f"replicas is a number from 1 to 1024, not {shown(replicas)}"
-        raise InvalidRequest.of("replicas", shown(replicas), text)
-    _check_env(env)
-    if not isinstance(engine_args, dict) or not all(isinstance(key, str) for key in engine_args):
-        raise InvalidRequest.of("engine_args", None, "engine arguments are a map with text keys")
-    resolved = aliases.get(asked, asked)
-    bundled = resolved == aliases.get(TINY_MODEL)
-    return ModelSpec(
-        name=name,
-        model=resolved,
-        engine="echo" if resolved == ECHO_MODEL else "vllm",
-        # The demonstration model is there to be quick: one process, unless it was asked otherwise.
-        v1_multiprocessing="off" if bundled and mode == "auto" else mode,
-        env=env,
-        replicas=replicas,
-        engine_args=engine_args,
-    )
-
-
 def _arguments(packed: Packed) -> dict[str, Any]:
     """Unpack the arguments of a verb.
 
@@ -392,22 +347,6 @@ def _is_shallow(value: Any, levels: int) -> bool:
         case _:
             return True
     return levels > 0 and all(_is_shallow(item, levels - 1) for item in inner)
-
-
-def _check_env(env: Any) -> None:
-    """Refuse what cannot be an environment.
-
-    Raises:
-        InvalidRequest: It is no map of text to text, a name has "=", or it is too large.
-    """
-    if not isinstance(env, dict) or not all(isinstance(part, str) for kv in env.items() for part in kv):
-        raise InvalidRequest.of("env", None, "env is a map of text to text")
-    for name, value in env.items():
-        if not name or "=" in name or "\0" in name + value:
-            text = f"{shown(name)} cannot be set in an environment"
-            raise InvalidRequest.of("env", shown(name), text)
-    if sum(len(name) + len(value) for name, value in env.items()) > MAX_ENV:
-        raise InvalidRequest.of("env", None, f"env has more than {MAX_ENV} characters")
 
 
 def _text(args: dict[str, Any], name: str) -> str:

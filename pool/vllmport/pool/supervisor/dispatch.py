@@ -49,7 +49,17 @@ class ToWorker(NamedTuple):
 class OpenCall:
     """One call from its arrival until no worker holds it."""
 
-    __slots__ = ("arrived", "attempt", "deadline", "header", "key", "packed", "size", "state", "worker")
+    __slots__ = (
+        "arrived",
+        "attempt",
+        "deadline",
+        "header",
+        "key",
+        "packed",
+        "size",
+        "state",
+        "worker",
+    )
 
     def __init__(self, client: int, header: Call, packed: Packed, now: float) -> None:
         self.key: Key = (client, header.id)
@@ -119,7 +129,8 @@ class Dispatcher:
 
     def __repr__(self) -> str:
         waiting = sum(queue.waiting for queue in self._models.values())
-        return f"<Dispatcher {len(self._calls)} open, {waiting} queued, {len(self._by_worker)} workers>"
+        workers = len(self._by_worker)
+        return f"<Dispatcher {len(self._calls)} open, {waiting} queued, {workers} workers>"
 
     def take_outgoing(self) -> list[ToClient | ToWorker]:
         """Hand over what has to be sent, in order. The caller must send all of it."""
@@ -262,13 +273,21 @@ class Dispatcher:
 
     def end(self, worker: str, message: End, frames: list[Bytes], now: float) -> None:
         """Close the streams that ended."""
-        ended = [self._finish(worker, (message.client, call_id), now) for call_id, _ in message.entries]
+        ended = [
+            self._finish(worker, (message.client, call_id), now) for call_id, _ in message.entries
+        ]
         if any(ended):
             self._outgoing.append(ToClient(message.client, frames))
         self._refill(worker, now)
 
     def result(
-        self, worker: str, client: int, call_id: int, frames: list[Bytes], now: float, error: str = ""
+        self,
+        worker: str,
+        client: int,
+        call_id: int,
+        frames: list[Bytes],
+        now: float,
+        error: str = "",
     ) -> None:
         """Close a call with its result, or with the error a worker gave it."""
         if self._finish(worker, (client, call_id), now):
@@ -362,7 +381,9 @@ class Dispatcher:
         queue = self._models[call.header.model]
         queue.waiting -= 1
         queue.bytes -= call.size
-        if len(queue.heap) > 2 * queue.waiting + 64:  # most of it is over: it expired, was cancelled
+        if (
+            len(queue.heap) > 2 * queue.waiting + 64
+        ):  # most of it is over: it expired, was cancelled
             queue.heap = [entry for entry in queue.heap if entry[2].state is CallState.QUEUED]
             heapq.heapify(queue.heap)
 
@@ -411,4 +432,3 @@ class Dispatcher:
 
     def _count_error(self, code: str) -> None:
         self.counters.errors[code] = self.counters.errors.get(code, 0) + 1
-

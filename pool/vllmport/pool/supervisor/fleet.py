@@ -131,7 +131,12 @@ class Model:
 class Fleet:
     """All models with their workers, and the reasons to change them."""
 
-    def __init__(self, policy: Policy, new_nonce: Callable[[], str], jitter: Callable[[], float] = random.random):
+    def __init__(
+        self,
+        policy: Policy,
+        new_nonce: Callable[[], str],
+        jitter: Callable[[], float] = random.random,
+    ):
         self.models: dict[str, Model] = {}
         self.workers: dict[str, Worker] = {}
         self.emptying: dict[str, None] = {}  # draining workers that still hold calls
@@ -151,7 +156,9 @@ class Fleet:
 
     # What callers want.
 
-    def load(self, spec: ModelSpec, now: float, client: int = 0, declared: bool = False) -> Model:
+    def load(
+        self, spec: ModelSpec, now: float, client: int = 0, *, declared: bool = False
+    ) -> Model:
         """Make sure a model runs and note who wants it.
 
         Raises:
@@ -160,7 +167,10 @@ class Fleet:
         model = self.models.get(spec.name)
         if model is not None and model.leaving:
             raise InvalidRequest.of(
-                "name", spec.name, f"model {spec.name!r} is being unloaded; try again shortly", retryable=True
+                "name",
+                spec.name,
+                f"model {spec.name!r} is being unloaded; try again shortly",
+                retryable=True,
             )
         if model is None:
             model = self.models[spec.name] = Model(spec, declared)
@@ -225,7 +235,9 @@ class Fleet:
             worker.take(WorkerEvent.REGISTERED, now)
             worker.due = now + self._policy.load_timeout
 
-    def ready(self, worker_id: str, capacity: int, mode: str, info: dict[str, Any], now: float) -> None:
+    def ready(
+        self, worker_id: str, capacity: int, mode: str, info: dict[str, Any], now: float
+    ) -> None:
         """The engine stands."""
         worker = self.workers[worker_id]
         if worker.state is not WorkerState.LOADING:
@@ -254,7 +266,7 @@ class Fleet:
         worker.deaths.append(now)
         while worker.deaths[0] < now - self._policy.restart_window:
             worker.deaths.popleft()
-        if self._is_hopeless(worker, was_ready):
+        if self._is_hopeless(worker, was_ready=was_ready):
             error = self._reason(worker, cause, stderr)
             worker.take(WorkerEvent.GAVE_UP, now)
             worker.error = error
@@ -343,7 +355,11 @@ class Fleet:
     def _stop_harder(self, worker: Worker, now: float) -> None:
         """BYE, then SIGTERM to the group, then SIGKILL to the group."""
         self.emptying.pop(worker.id, None)
-        steps: tuple[Action, ...] = (SayBye(worker.id), Kill(worker.id, gently=True), Kill(worker.id))
+        steps: tuple[Action, ...] = (
+            SayBye(worker.id),
+            Kill(worker.id, gently=True),
+            Kill(worker.id),
+        )
         self._actions.append(steps[worker.stop_step])
         worker.stop_step = min(worker.stop_step + 1, 2)
         worker.due = now + self._policy.stop_timeout
@@ -356,7 +372,7 @@ class Fleet:
             del self.models[worker.model]
             self._actions.append(Removed(worker.model))
 
-    def _is_hopeless(self, worker: Worker, was_ready: bool) -> bool:
+    def _is_hopeless(self, worker: Worker, *, was_ready: bool) -> bool:
         """A load that failed with a reason fails again; anything else may heal, a few times."""
         if worker.error is not None and not was_ready and worker.error.phase == "load":
             return True
@@ -365,7 +381,7 @@ class Fleet:
         return len(worker.deaths) > self._policy.max_restarts
 
     def _pause(self, deaths: int) -> float:
-        """The first restart is immediate; then the pause doubles, with up to a quarter of jitter."""
+        """No pause before the first restart; then it doubles, with up to a quarter of jitter."""
         if deaths <= 1:
             return 0.0
         doubled = self._policy.backoff_initial * 2.0 ** min(deaths - 2, 64)

@@ -49,6 +49,7 @@ from vllmport.bridge.messages import (
     error_message,
 )
 from vllmport.bridge.states import WorkerState
+from vllmport.bridge.timeouts import milliseconds
 from vllmport.pool.plan import Plan
 from vllmport.pool.processes import become_subreaper
 from vllmport.pool.spawner import protocol
@@ -104,9 +105,11 @@ class Supervisor:
         self._spawner = self._start_spawner()
         self._watch_owner(lifeline_fd)
         self._watch_signals()
-        self._worker_handlers: dict[type[Message], Callable[[str, Any, list[Bytes], float], None]] = {
+        self._worker_handlers: dict[
+            type[Message], Callable[[str, Any, list[Bytes], float], None]
+        ] = {
             Items: lambda w, m, frames, _: self._dispatcher.items(w, m, frames),
-            End: lambda w, m, frames, now: self._dispatcher.end(w, m, frames, now),
+            End: self._dispatcher.end,
             Result: lambda w, m, f, now: self._dispatcher.result(w, m.client, m.id, f, now),
             Error: self._on_worker_error,
             Pong: lambda w, m, frames, _: self._control.pong(w, m.token, unpack(frames[1])),
@@ -123,7 +126,9 @@ class Supervisor:
             self._fleet.load(spec, now, declared=True)
             self._dispatcher.add_model(spec.name)
         self._act(now)
-        logger.info("serving endpoint=%s pid=%d epoch=%s", self._plan.endpoint, os.getpid(), self._epoch)
+        logger.info(
+            "serving endpoint=%s pid=%d epoch=%s", self._plan.endpoint, os.getpid(), self._epoch
+        )
         poller = zmq.Poller()
         for source in (self._clients.monitor, self._clients.socket, self._back, self._fds):
             poller.register(source, zmq.POLLIN)
@@ -148,7 +153,7 @@ class Supervisor:
             self._deadline,
             now + SLOW_RETRY if self._clients.slow else math.inf,
         )
-        return None if math.isinf(due) else max(0, math.ceil((due - now) * 1000))
+        return milliseconds(due - now)
 
     def _on_time(self, now: float) -> None:
         if self._dispatcher.next_deadline() <= now:
@@ -185,8 +190,13 @@ class Supervisor:
                 else:
                     self._on_client(client, message, Packed(bytes(payload), list(buffers)), now)
             except ProtocolError as exc:
-                logger.warning("client=%s bad message: %s", client.key if client else "?", exc)
+                logger.info("client=%s bad message: %s", client.key if client else "?", exc)
                 self._clients.send_to_stranger(identity, _error_frames(exc))
+            except Exception:  # outermost: one message must not end the pool
+                logger.exception("client=%s message lost", client.key if client else "?")
+                self._clients.send_to_stranger(
+                    identity, _error_frames(ProtocolError("not understood"))
+                )
             self._act(now)
 
     def _on_stranger(self, identity: bytes, message: Message, first: zmq.Frame) -> None:
@@ -221,7 +231,7 @@ class Supervisor:
                     self._control.call(client.key, message, packed, now)
             case Cancel(call_id):
                 self._dispatcher.cancel(client.key, call_id)
-                self._control.cancel(client.key, call_id)
+                self._control.cancel(client.key, call_id, now)
             case Credit(call_id, count):
                 self._dispatcher.credit(client.key, call_id, count)
             case Ping(token):
@@ -283,7 +293,11 @@ class Supervisor:
 
     def _on_register(self, identity: bytes, message: Register, now: float) -> None:
         worker = next((w for w in self._fleet.workers.values() if w.nonce == message.nonce), None)
-        if worker is None or identity != message.nonce.encode() or worker.state is not WorkerState.STARTING:
+        if (
+            worker is None
+            or identity != message.nonce.encode()
+            or worker.state is not WorkerState.STARTING
+        ):
             logger.warning("refused a worker that nobody expects pid=%d", message.pid)
             self._back.send_multipart([identity, *encode(Bye("nobody expects you"))])
             return
@@ -316,7 +330,9 @@ class Supervisor:
         text = f"worker pid {message.pid} is in process group {message.pgid}, not its own"
         return StartupFailed(text, phase="load")
 
-    def _on_progress(self, worker: str, message: Progress, _frames: list[Bytes], now: float) -> None:
+    def _on_progress(
+        self, worker: str, message: Progress, _frames: list[Bytes], now: float
+    ) -> None:
         record = self._fleet.workers[worker]
         record.stage = f"{message.stage} {message.text}".strip()
         self._control.progress(worker, now)
@@ -325,7 +341,9 @@ class Supervisor:
         self._fleet.ready(worker, message.capacity, message.mode, unpack(frames[1]), now)
         self._log_worker("ready", worker)
 
-    def _on_worker_error(self, worker: str, message: Error, frames: list[Bytes], now: float) -> None:
+    def _on_worker_error(
+        self, worker: str, message: Error, frames: list[Bytes], now: float
+    ) -> None:
         if message.id:
             self._dispatcher.result(worker, message.client, message.id, frames, now, message.code)
             return
@@ -386,7 +404,7 @@ class Supervisor:
             self._on_worker_cleared(worker_id, now)
 
     def _watch_owner(self, lifeline_fd: int) -> None:
-        """Stop at once when the owner ends: by its pipe, or where a child of it holds that, its pidfd."""
+        """Stop when the owner ends: its pipe tells, or, where a child holds that, its pidfd."""
         if lifeline_fd >= 0:
             self._watch(lifeline_fd, self._on_owner_gone)
         if self._plan.owner_pid:
@@ -398,7 +416,9 @@ class Supervisor:
     def _on_owner_gone(self) -> None:
         logger.info("the owner is gone pid=%d", self._plan.owner_pid)
         self.stop(drain=False)
-        for fd in [fd for fd, handler in self._fd_handlers.items() if handler == self._on_owner_gone]:
+        for fd in [
+            fd for fd, handler in self._fd_handlers.items() if handler == self._on_owner_gone
+        ]:
             self._unwatch(fd)
 
     def _watch_signals(self) -> None:
@@ -458,7 +478,7 @@ class Supervisor:
             if not (outgoing or actions or empty):
                 return
 
-    def _do(self, action: do.Action, now: float) -> None:
+    def _do(self, action: do.Action, now: float) -> None:  # noqa: C901  # one flat table
         match action:
             case do.Spawn(worker, nonce):
                 self._spawn(worker, nonce)
@@ -480,11 +500,15 @@ class Supervisor:
 
     def _spawn(self, worker: str, nonce: str) -> None:
         spec = self._fleet.models[self._fleet.workers[worker].model].spec
-        name = worker.replace("/", "_")
-        stderr = self._stderr[worker] = WorkerStderr(f"{self._plan.log_dir}/{name}.stderr")
+        stderr = self._stderr[worker] = WorkerStderr(self._plan.log_dir, worker)
         self._watch(stderr.fileno(), lambda: self._on_stderr(stderr))
         command = worker_command(self._plan.python, self._back_endpoint, worker)
-        self._spawner.spawn(worker, nonce, command, worker_environment(os.environ, spec.env), stderr)
+        environment = worker_environment(os.environ, spec.env)
+        try:
+            self._spawner.spawn(worker, nonce, command, environment, stderr)
+        except OSError as exc:  # too much environment for one packet, for example
+            self._on_worker_exit(worker, f"could not be started: {exc}")
+            self._on_worker_cleared(worker, time.monotonic())
 
     def _send_client(self, key: int, frames: list[Bytes]) -> None:
         lost = self._clients.send(key, frames)
@@ -540,7 +564,13 @@ class Supervisor:
     def _log_worker(self, what: str, worker: str, level: int = logging.INFO) -> None:
         record = self._fleet.workers[worker]
         logger.log(
-            level, "%s model=%s worker=%s pid=%d state=%s", what, record.model, worker, record.pid, record.state
+            level,
+            "%s model=%s worker=%s pid=%d state=%s",
+            what,
+            record.model,
+            worker,
+            record.pid,
+            record.state,
         )
 
 
@@ -555,4 +585,3 @@ def _limits() -> dict[str, int]:
         "max_frame": limits.MAX_FRAME,
         "max_buffers": limits.MAX_BUFFERS,
     }
-

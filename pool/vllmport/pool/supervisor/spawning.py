@@ -46,12 +46,20 @@ class SpawnerLink:
         """The spawner's process."""
         return self._process.pid
 
-    def spawn(self, worker: str, nonce: str, argv: list[str], env: Mapping[str, str], stderr: WorkerStderr) -> None:
-        """Ask for a worker; Spawned or Exited follows."""
+    def spawn(
+        self, worker: str, nonce: str, argv: list[str], env: Mapping[str, str], stderr: WorkerStderr
+    ) -> None:
+        """Ask for a worker; Spawned or Exited follows.
+
+        Raises:
+            OSError: The request cannot be sent.
+        """
         marked = {**env, "VLLMPORT_NONCE": nonce, WORKER_TAG: nonce, "SPT_NOENV": "1"}
         request = protocol.SpawnRequest(worker, nonce, argv, marked)
-        self._send(request, (stderr.write_end,))
-        stderr.handed_over()
+        try:
+            self._send(request, (stderr.write_end,))
+        finally:
+            stderr.handed_over()
 
     def kill(self, worker: str, signum: int) -> None:
         """Ask for a signal to a worker's whole group."""
@@ -84,7 +92,9 @@ class SpawnerLink:
             self._process.kill()
         self.bury()
 
-    def _send(self, request: protocol.SpawnRequest | protocol.KillRequest, fds: tuple[int, ...] = ()) -> None:
+    def _send(
+        self, request: protocol.SpawnRequest | protocol.KillRequest, fds: tuple[int, ...] = ()
+    ) -> None:
         try:
             protocol.send(self._control, request, fds)
         except ConnectionError:
@@ -100,4 +110,10 @@ def worker_environment(base: Mapping[str, str], own: Mapping[str, str]) -> dict[
 
 def worker_command(python: str, endpoint: str, worker: str) -> list[str]:
     """Return the command line of a worker."""
-    return [os.path.abspath(python) if os.sep in python else python, "-m", "vllmport.worker", endpoint, worker]
+    return [
+        os.path.abspath(python) if os.sep in python else python,
+        "-m",
+        "vllmport.worker",
+        endpoint,
+        worker,
+    ]

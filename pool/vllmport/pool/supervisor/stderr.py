@@ -1,9 +1,15 @@
 """What workers write to stderr: into a file each, the last lines at hand."""
 
 import contextlib
+import hashlib
+import logging
 import os
+import re
 from collections import deque
+from io import FileIO
 from typing import Final
+
+logger = logging.getLogger("vllmport.supervisor")
 
 TAIL_LINES: Final = 40
 MAX_FILE: Final = 8 * 2**20
@@ -14,13 +20,13 @@ MAX_LINE: Final = 4096
 class WorkerStderr:
     """Reads one worker's stderr pipe and writes it to a file that rotates."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, folder: str, worker: str) -> None:
+        self.path = _log_path(folder, worker)
         self._pipe, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(self._write_end, True)
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._rest = b""
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115  # open as long as the worker
+        self._file = _open(self.path)
 
     def fileno(self) -> int:
         return self._pipe
@@ -78,4 +84,20 @@ class WorkerStderr:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(f"{self.path}.{index}", f"{self.path}.{index + 1}")
         os.replace(self.path, f"{self.path}.1")
-        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+        self._file = _open(self.path)
+
+
+def _open(path: str) -> FileIO:
+    """Open for as long as the worker lives; nowhere, if the folder cannot be written to."""
+    try:
+        return FileIO(path, "ab")
+    except OSError as exc:
+        logger.warning("no log of a worker's stderr: %s", exc)
+        return FileIO(os.devnull, "ab")
+
+
+def _log_path(folder: str, worker: str) -> str:
+    """Name the file after the worker, also where its name is no file name."""
+    readable = re.sub(r"[^\w.-]+", "_", worker)[-80:]
+    unique = hashlib.blake2s(worker.encode(), digest_size=4).hexdigest()
+    return f"{folder}/{readable}-{unique}.stderr"

@@ -122,7 +122,9 @@ class EchoEngine:
         verb = self._verbs.get(request.verb)
         if verb is None:
             known = ", ".join(sorted(self._verbs))
-            raise InvalidRequest.of("verb", request.verb, f"unknown verb {request.verb!r}; known: {known}")
+            raise InvalidRequest.of(
+                "verb", request.verb, f"unknown verb {request.verb!r}; known: {known}"
+            )
         verb(request)
 
     def abort(self, key: Key) -> Partial:
@@ -163,7 +165,9 @@ class EchoEngine:
         room = self._args["max_model_len"]
         if not 0 < len(prompt) <= room:
             raise InvalidRequest.of(
-                "prompt", len(prompt), f"the prompt has {len(prompt)} tokens; 1 to {room} are possible"
+                "prompt",
+                len(prompt),
+                f"the prompt has {len(prompt)} tokens; 1 to {room} are possible",
             )
         self._running[request.key] = _Generation(request, prompt, params)
 
@@ -200,7 +204,9 @@ class EchoEngine:
                 raise RuntimeError("told to raise")
             case "child":  # one that would outlive the worker if nobody cared
                 command = [sys.executable, "-c", "import time; time.sleep(3600)"]
-                child = subprocess.Popen(command, start_new_session=bool(request.args.get("setsid")))
+                child = subprocess.Popen(
+                    command, start_new_session=bool(request.args.get("setsid"))
+                )
                 self._port.finish(request.key, {"pid": child.pid})
                 return
             case kind:
