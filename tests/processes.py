@@ -98,27 +98,27 @@ _MARK = f"{RUN}={RUN_ID}".encode()
 _TAG = f"{WORKER_TAG}=".encode()
 
 
-def files_below(folder: Path) -> set[str]:
-    """Return all paths below a folder."""
-    return {str(path) for path in folder.rglob("*")}
+def entries(folder: Path) -> set[str]:
+    """Return what is in a folder; what is inside a run's own folder goes with that."""
+    return {path.name for path in folder.iterdir()}
 
 
 @contextlib.contextmanager
 def leaving_nothing(runtime_dir: Path) -> Iterator[None]:
     """Fail if a process or a file of this run is there after the block that was not before."""
-    processes, files = started_here(), files_below(runtime_dir)
+    processes, files = started_here(), entries(runtime_dir)
     yield
 
     def left() -> dict[str, str]:
         return {key: text for key, text in started_here().items() if key not in processes}
 
     with contextlib.suppress(AssertionError):
-        eventually(lambda: not left() and files_below(runtime_dir) <= files, 10)
+        eventually(lambda: not left() and entries(runtime_dir) <= files, 10)
     remaining = left()
     for key in remaining:  # the next test has a clean start
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(key.partition("@")[0]), signal.SIGKILL)
-    new_files = files_below(runtime_dir) - files
+    new_files = entries(runtime_dir) - files
     assert not remaining, f"left running: {remaining}"
     assert not new_files, f"left behind: {sorted(new_files)}"
 
@@ -186,7 +186,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 def program(
     *command: str, env: Mapping[str, str] | None = None
 ) -> Iterator["subprocess.Popen[str]"]:
-    """Run a program with pipes; it is killed at the end if it still runs."""
+    """Run a program with pipes; it is ended if it still runs at the end."""
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -198,8 +198,10 @@ def program(
         try:
             yield process
         finally:
-            if process.poll() is None:
-                process.kill()
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE)
+            process.kill()
 
 
 def script(source: str, *args: str) -> contextlib.AbstractContextManager["subprocess.Popen[str]"]:

@@ -69,6 +69,8 @@ def _serve(socket: "zmq.Socket[bytes]", nonce: str, worker: str) -> int:
     except SystemExit:
         logger.info("stopped by SIGTERM")
     except EngineDead as exc:
+        # First the word that concerns the whole worker: it is given no more calls.
+        socket.send_multipart(encode(error_message(exc), pack(exc.details)))
         port.fail_all(exc)
         logger.error("engine died: %s", exc.message)
         return EXIT_ENGINE_DIED

@@ -348,8 +348,9 @@ class Supervisor:
             self._dispatcher.result(worker, message.client, message.id, frames, now, message.code)
             return
         error = error_from(message, unpack(frames[1]))
-        logger.error("load failed worker=%s: %s", worker, error.message)
+        logger.error("failed worker=%s: %s", worker, error.message)
         self._fleet.failed(worker, error)
+        self._dispatcher.worker_draining(worker)  # it is about to exit
 
     # Processes.
 

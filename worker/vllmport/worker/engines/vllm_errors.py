@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from jinja2 import TemplateError
 from msgspec import ValidationError
 from vllm.exceptions import (
@@ -75,6 +76,8 @@ def as_config_error(error: BaseException, args: Mapping[str, Any]) -> VllmportEr
             return error
         case pydantic.ValidationError():
             return _refused_fields(error, args)
+        case LocalEntryNotFoundError() | OfflineModeIsEnabled() | HfHubHTTPError():
+            return _no_hub(error, args)
         case VLLMClientError() | ValueError() | TypeError():
             return InvalidRequest.of("", None, str(error), phase="load")
     return as_load_error(error)
@@ -121,6 +124,18 @@ def plain(value: Any) -> Any:
 def class_name(error: BaseException) -> str:
     """Return the full name of an exception's class."""
     return f"{type(error).__module__}.{type(error).__qualname__}"
+
+
+def _no_hub(error: BaseException, args: Mapping[str, Any]) -> StartupFailed:
+    """Say what to do when the hub cannot be reached, or has no such model."""
+    model = args["model"]
+    return StartupFailed(
+        f"model {model!r} is not on this machine and the hub did not give it: give its folder, or "
+        f'name the folder in the pool\'s aliases: "{model}" = "/path"; the hub\'s client said '
+        f"{type(error).__name__}: {error}",
+        phase="load",
+        details={"class": class_name(error)},
+    )
 
 
 def _refused_fields(error: pydantic.ValidationError, args: Mapping[str, Any]) -> InvalidRequest:

@@ -1,0 +1,310 @@
+"""The main path on real vLLM: answers, streams, deadlines, cancels, refusals, through the socket."""
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from processes import eventually
+
+from vllmport.pool import (
+    LLM,
+    AsyncPool,
+    DeadlineExceeded,
+    EngineDead,
+    InvalidRequest,
+    Pool,
+    RequestOutput,
+    SamplingParams,
+    StartupFailed,
+    WorkerLost,
+)
+from vllmport.pool.config import tiny_model_path
+
+pytestmark = pytest.mark.vllm
+
+GREEDY = SamplingParams(temperature=0, max_tokens=8)
+LONG = SamplingParams(temperature=0, max_tokens=4000, ignore_eos=True)
+FRANCE = "The capital of France is"
+JAPAN = [{"role": "user", "content": "What is the capital of Japan?"}]
+
+
+def worker_of(pool: Pool, llm: LLM) -> dict[str, object]:
+    return next(w for w in pool.status()["workers"] if w["model"] == llm.name)
+
+
+def text_of(outputs: list[RequestOutput]) -> str:
+    return outputs[0].outputs[0].text
+
+
+# Answers.
+
+
+def test_generate_answers_what_the_model_was_taught(llm: LLM) -> None:
+    (result,) = llm.generate(FRANCE, GREEDY)
+    assert result.outputs[0].text == " Paris."
+    assert result.outputs[0].finish_reason == "stop"
+    assert result.prompt == FRANCE
+    assert result.usage["prompt_tokens"] == len(result.prompt_token_ids or ())
+    assert result.usage["completion_tokens"] == len(result.outputs[0].token_ids)
+
+
+def test_chat_answers_what_the_model_was_taught(llm: LLM) -> None:
+    assert "Tokyo" in text_of(llm.chat(JAPAN, GREEDY))
+
+
+def test_a_stream_says_the_same_as_a_single_call(llm: LLM) -> None:
+    with llm.stream(FRANCE, GREEDY) as stream:
+        deltas = list(stream)
+    assert "".join(delta.text for delta in deltas) == " Paris."
+    assert deltas[-1].finish_reason == "stop"
+    assert stream.result is not None
+    assert stream.result.usage["completion_tokens"] == sum(len(d.token_ids) for d in deltas)
+    with llm.stream_chat(JAPAN, GREEDY) as stream:
+        assert "Tokyo" in "".join(delta.text for delta in stream)
+
+
+def test_prompts_come_in_every_form(llm: LLM) -> None:
+    ids = llm.tokenize(FRANCE)
+    assert llm.detokenize(ids) == FRANCE
+    prompts = [FRANCE, ids, {"prompt": FRANCE}, {"prompt_token_ids": ids}]
+    assert {text_of([result]) for result in llm.generate(prompts, GREEDY)} == {" Paris."}
+    assert text_of(llm.generate(ids, GREEDY)) == " Paris."
+
+
+def test_each_prompt_may_have_its_own_parameters(llm: LLM) -> None:
+    one, two = llm.generate(
+        [FRANCE, "1 2 3 4 5"], [{"temperature": 0, "max_tokens": 1}, {"temperature": 0}]
+    )
+    assert len(one.outputs[0].token_ids) == 1
+    assert two.outputs[0].text.startswith(" 6 7 8")
+
+
+def test_several_sequences_and_logprobs_arrive_whole(llm: LLM) -> None:
+    params = SamplingParams(n=2, temperature=1, seed=7, max_tokens=3, logprobs=2, prompt_logprobs=1)
+    (result,) = llm.generate(FRANCE, params)
+    assert [output.index for output in result.outputs] == [0, 1]
+    for output in result.outputs:
+        assert output.logprobs is not None
+        for token, row in zip(output.token_ids, output.logprobs, strict=True):
+            assert row is not None
+            assert row[token].logprob <= 0
+    assert result.prompt_logprobs is not None
+    assert result.prompt_logprobs[0] is None
+
+
+def test_a_stop_string_is_named(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=20, stop=[" 8"])
+    (result,) = llm.generate("1 2 3 4 5", params)
+    assert (result.outputs[0].finish_reason, result.outputs[0].stop_reason) == ("stop", " 8")
+
+
+def test_an_adapter_changes_the_answer_of_its_request_alone(pool: Pool) -> None:
+    path = str(Path(tiny_model_path()) / "lora-swapped")
+    adapter = {"lora_name": "swapped", "lora_int_id": 1, "lora_path": path}
+    with pool.llm("tiny", name="lora", enable_lora=True, max_lora_rank=8) as llm:
+        assert text_of(llm.generate(FRANCE, GREEDY, lora_request=adapter)) == " Tokyo."
+        assert text_of(llm.generate(FRANCE, GREEDY)) == " Paris."
+
+
+def test_the_drop_in_needs_no_pool() -> None:
+    llm = LLM()
+    assert text_of(llm.generate(FRANCE, GREEDY)) == " Paris."
+    assert llm.engine_config()["max_model_len"] == 8192
+    pid = worker_of(llm._pool, llm)["pid"]
+    llm.close()
+    assert not psutil.pid_exists(int(str(pid)))
+
+
+def test_the_modes_are_what_was_asked_for(pool: Pool, off: LLM, on: LLM) -> None:
+    in_worker, apart = worker_of(pool, off), worker_of(pool, on)
+    assert (in_worker["mode"], apart["mode"]) == ("off", "on")
+    for worker in (in_worker, apart):
+        assert worker["pgid"] == worker["pid"]
+
+    def engine_processes(worker: dict[str, object]) -> list[str]:
+        below = psutil.Process(int(str(worker["pid"]))).children(recursive=True)
+        return [p.name() for p in below if "VLLM" in p.name()]
+
+    assert engine_processes(in_worker) == []
+    assert engine_processes(apart) != []
+
+
+# Many at once.
+
+
+def numbered_prompts(count: int) -> list[str]:
+    return [f"{number} {number + 1} {number + 2}" for number in range(1, count + 1)]
+
+
+def test_64_streams_of_different_prompts_each_equal_their_single_call(llm: LLM) -> None:
+    prompts = numbered_prompts(64)
+    params = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
+    alone = [llm.generate(prompt, params)[0].outputs[0] for prompt in prompts[::8]]
+    found: dict[int, tuple[str, list[int], int]] = {}
+
+    def read(index: int) -> None:
+        deltas = list(llm.stream(prompts[index], params))
+        tokens = [token for delta in deltas for token in delta.token_ids]
+        ends = sum(delta.finish_reason is not None for delta in deltas)
+        found[index] = ("".join(delta.text for delta in deltas), tokens, ends)
+
+    threads = [threading.Thread(target=read, args=(index,)) for index in range(64)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 64
+    assert {(len(tokens), ends) for _, tokens, ends in found.values()} == {(64, 1)}
+    for single, index in zip(alone, range(0, 64, 8), strict=True):
+        assert found[index][:2] == (single.text, list(single.token_ids))
+
+
+async def test_64_streams_in_one_event_loop(pool: Pool, off: LLM) -> None:
+    prompts = numbered_prompts(64)
+    params = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
+    expected = await asyncio.to_thread(off.generate, prompts, params)
+    async with await AsyncPool.connect(pool.endpoint) as joined, joined.llm(name="off") as llm:
+
+        async def read(prompt: str) -> str:
+            return "".join([delta.text async for delta in llm.stream(prompt, params)])
+
+        texts = await asyncio.gather(*map(read, prompts))
+    assert list(texts) == [result.outputs[0].text for result in expected]
+
+
+# Deadlines and cancels.
+
+
+def test_a_deadline_stops_the_engine_and_says_how_far_it_came(pool: Pool, llm: LLM) -> None:
+    start = time.monotonic()
+    with pytest.raises(DeadlineExceeded) as caught:
+        llm.generate("1 2 3", LONG, timeout=0.5)
+    late = time.monotonic() - start - 0.5
+    assert worker_of(pool, llm)["unfinished"] == 0
+    assert 0 < caught.value.tokens < 4000
+    assert len(caught.value.partial["outputs"][0]["token_ids"]) == caught.value.tokens
+    assert late < 0.25, "about 50 ms on a quiet machine"
+
+
+def test_leaving_a_stream_frees_the_engine(pool: Pool, llm: LLM) -> None:
+    for index, delta in enumerate(llm.stream("1 2 3", LONG)):
+        assert delta.token_ids
+        if index == 3:
+            break
+    eventually(lambda: worker_of(pool, llm)["unfinished"] == 0, 5)
+
+
+async def test_cancelling_a_task_frees_the_engine(pool: Pool, off: LLM) -> None:
+    async with await AsyncPool.connect(pool.endpoint) as joined, joined.llm(name="off") as llm:
+        task = asyncio.create_task(llm.generate("1 2 3", LONG))
+        await asyncio.sleep(0.3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        for _ in range(50):
+            status = await joined.status()
+            (worker,) = (w for w in status["workers"] if w["model"] == "off")
+            if worker["unfinished"] == 0:
+                return
+            await asyncio.sleep(0.1)
+    pytest.fail("the request is still in the engine")
+
+
+# Refusals; after each the pool goes on.
+
+
+@pytest.mark.parametrize(
+    ("params", "parameter"), [({"temprature": 0}, "temprature"), ({"top_p": 7}, "top_p")]
+)
+def test_a_bad_sampling_parameter_is_named(llm: LLM, params: dict[str, float], parameter: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        llm.generate(FRANCE, params)
+    assert caught.value.parameter == parameter
+    assert text_of(llm.generate(FRANCE, GREEDY)) == " Paris."
+
+
+def test_a_prompt_longer_than_the_model_takes_is_refused(llm: LLM) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        llm.generate([[5] * 9000], GREEDY)
+    assert "8192" in str(caught.value)
+    assert text_of(llm.generate(FRANCE, GREEDY)) == " Paris."
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "parameter"),
+    [
+        ("tiny", {"max_modle_len": 512}, "max_modle_len"),
+        ("/no/such/folder", {}, "model"),
+        ("tiny", {"dtype": "float12"}, "dtype"),
+    ],
+)
+def test_what_can_never_load_is_refused_by_name(
+    pool: Pool, off: LLM, model: str, options: dict[str, object], parameter: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        pool.llm(model, name="refused", **options)
+    assert parameter in (caught.value.parameter, *caught.value.parameter.split("."))
+    assert caught.value.details["interpreter"]
+    assert text_of(off.generate(FRANCE, GREEDY)) == " Paris."
+
+
+def test_a_hub_name_without_a_hub_says_what_to_do(pool: Pool) -> None:
+    offline = {"HF_HUB_OFFLINE": "1"}
+    with pytest.raises((StartupFailed, InvalidRequest)) as caught:
+        pool.llm("no-such-org/no-such-model", env=offline)
+    assert "no-such-org/no-such-model" in str(caught.value)
+    assert "alias" in str(caught.value)
+
+
+def test_an_alias_lets_the_guides_name_and_memory_values_start() -> None:
+    with Pool(aliases={"facebook/opt-125m": tiny_model_path()}) as pool:
+        llm = pool.llm(
+            "facebook/opt-125m",
+            v1_multiprocessing="off",
+            dtype="auto",
+            max_model_len=4096,
+            gpu_memory_utilization=0.9,
+        )
+        assert text_of(llm.generate(FRANCE, GREEDY)) == " Paris."
+        assert llm.engine_config()["max_model_len"] == 4096
+
+
+# Deaths.
+
+
+def test_a_killed_worker_takes_its_engine_along_and_comes_back(pool: Pool, llm: LLM) -> None:
+    worker = worker_of(pool, llm)
+    leader = psutil.Process(int(str(worker["pid"])))
+    family = [leader, *leader.children(recursive=True)]
+    stream = llm.stream("1 2 3", LONG)
+    next(stream)
+    start = time.monotonic()
+    os.kill(leader.pid, signal.SIGKILL)
+    with pytest.raises(WorkerLost) as caught:
+        list(stream)
+    assert time.monotonic() - start < 2
+    assert caught.value.retryable
+    assert caught.value.exit == "was killed by SIGKILL"
+    eventually(lambda: not any(process.is_running() for process in family), 5)
+    assert text_of(llm.generate(FRANCE, GREEDY)) == " Paris."
+    again = worker_of(pool, llm)
+    assert (again["restarts"], again["last_exit"]) == (1, "was killed by SIGKILL")
+
+
+def test_a_killed_engine_core_fails_its_calls_and_comes_back(pool: Pool, on: LLM) -> None:
+    before = worker_of(pool, on)
+    leader = psutil.Process(int(str(before["pid"])))
+    core = next(p for p in leader.children(recursive=True) if "EngineCor" in p.name())
+    stream = on.stream("1 2 3", LONG)
+    next(stream)
+    core.send_signal(signal.SIGKILL)
+    with pytest.raises((EngineDead, WorkerLost)) as caught:
+        list(stream)
+    assert caught.value.retryable
+    assert text_of(on.generate(FRANCE, GREEDY)) == " Paris."
+    assert worker_of(pool, on)["pid"] != before["pid"]

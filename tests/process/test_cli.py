@@ -1,0 +1,224 @@
+"""The command: what it prints, where, and its exit status."""
+
+import json
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from processes import PATIENCE, eventually, program, serving, unfinished, vllmport
+from vllmport.pool import Pool
+
+POOL_TOML = """
+[models.main]
+model = "nick"
+step_delay = 0.001
+
+[models.second]
+model = "echo"
+replicas = 2
+
+[aliases]
+nick = "echo"
+
+[policy]
+max_queue = 100
+"""
+
+
+@pytest.fixture(scope="module")
+def served(
+    runtime_dir: Path, tmp_path_factory: pytest.TempPathFactory, _module_leaves_nothing: None
+) -> Iterator[str]:
+    """The endpoint of a service with a configuration file."""
+    config = tmp_path_factory.mktemp("config") / "pool.toml"
+    config.write_text(POOL_TOML)
+    endpoint = f"ipc://{runtime_dir / 'cli.sock'}"
+    with serving(endpoint, str(config)):
+        assert vllmport("status", "--endpoint", endpoint, "--wait").returncode == 0
+        yield endpoint
+
+
+def test_generate_prints_the_answer_and_nothing_else(served: str) -> None:
+    done = vllmport("generate", "--endpoint", served, "--model", "main", "Hello")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Hello\n", "")
+
+
+def test_generate_takes_sampling_parameters(served: str) -> None:
+    options = ("--max-tokens", "3", "--temperature", "0.5")
+    done = vllmport("generate", "--endpoint", served, "--model", "main", *options, "Hello")
+    assert done.stdout == "Hel\n"
+
+
+def test_chat_answers_one_message(served: str) -> None:
+    done = vllmport("chat", "--endpoint", served, "--model", "main", "Hello")
+    assert (done.returncode, done.stdout) == (0, "Hello\n")
+
+
+def test_chat_answers_the_lines_of_a_pipe_and_remembers_them(served: str) -> None:
+    done = vllmport(
+        "chat", "--endpoint", served, "--model", "main", "--system", "S", stdin="one\n\ntwo\n"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "S\none\nS\none\nS\none\ntwo\n"
+
+
+def test_status_as_json_is_the_documented_map(served: str) -> None:
+    done = vllmport("status", "--endpoint", served, "--json")
+    assert done.returncode == 0
+    status = json.loads(done.stdout)
+    assert status["supervisor"]["pid"] > 0
+    assert status["spawner"]["pid"] > 0
+    assert [(m["name"], m["queued"]) for m in status["models"]] == [("main", 0), ("second", 0)]
+    assert [worker["id"] for worker in status["workers"]] == ["main/0", "second/0", "second/1"]
+    for worker in status["workers"]:
+        assert worker.keys() >= {
+            *("id", "model", "pid", "pgid", "state", "in_flight"),
+            *("unfinished", "restarts", "last_exit", "mode"),
+        }
+        assert (worker["state"], worker["mode"], worker["restarts"]) == ("READY", "echo", 0)
+
+
+def test_status_for_people_names_every_worker(served: str) -> None:
+    done = vllmport("status", "--endpoint", served)
+    assert done.returncode == 0
+    for part in (served, "main/0", "second/0", "second/1", "READY"):
+        assert part in done.stdout
+
+
+def test_call_that_fails_exits_with_1_and_one_line(served: str) -> None:
+    done = vllmport("generate", "--endpoint", served, "--model", "other", "Hello")
+    assert done.returncode == 1
+    assert re.fullmatch(r"vllmport: .*'other'.*\n", done.stderr)
+
+
+def test_model_must_be_named_where_there_are_two(served: str) -> None:
+    done = vllmport("generate", "--endpoint", served, "Hello")
+    assert done.returncode == 1
+    assert "--model" in done.stderr
+    assert "main, second" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "args",
+    [("dance",), ("generate",), ("generate", "a", "--max-tokens", "0"), ("serve", "/no/such")],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_with_2(args: tuple[str, ...]) -> None:
+    done = vllmport(*args)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["status", "stop", "generate"])
+def test_no_pool_exits_with_3(endpoint: str, command: str) -> None:
+    done = vllmport(command, "--endpoint", endpoint, *(["Hello"] if command == "generate" else []))
+    assert done.returncode == 3
+    assert endpoint in done.stderr
+    assert "vllmport serve" in done.stderr
+
+
+def test_deadline_exits_with_4(served: str) -> None:
+    options = ("--max-tokens", "60000", "--timeout", "0.2", "--model", "second")
+    done = vllmport("generate", "--endpoint", served, *options, "x" * 60_000)
+    assert done.returncode == 4
+    assert "deadline" in done.stderr
+
+
+def test_interrupt_exits_with_130_and_cancels(served: str) -> None:
+    args = ("--endpoint", served, "--model", "main", "--max-tokens", "60000", "x" * 60_000)
+    with program(*_command("generate", *args)) as running, Pool.connect(served) as pool:
+        eventually(lambda: unfinished(pool) == 1)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(PATIENCE) == 130
+        eventually(lambda: unfinished(pool) == 0)
+
+
+def test_worker_that_cannot_start_exits_with_5(endpoint: str, tmp_path: Path) -> None:
+    config = tmp_path / "pool.toml"
+    config.write_text('[models.broken]\nmodel = "echo"\nfail_load = "no such thing"\n')
+    with serving(endpoint, str(config)):
+        done = vllmport("status", "--endpoint", endpoint, "--wait")
+        assert done.returncode == 5
+        assert "FAILED" in done.stdout
+        assert "no such thing" in done.stdout
+        asked = vllmport("generate", "--endpoint", endpoint, "Hello")
+        assert asked.returncode == 5
+        assert "no such thing" in asked.stderr
+
+
+def test_status_waits_until_everything_is_ready(endpoint: str, tmp_path: Path) -> None:
+    config = tmp_path / "pool.toml"
+    config.write_text('[models.slow]\nmodel = "echo"\nload_delay = 1.5\n')
+    with serving(endpoint, str(config)):
+        now = vllmport("status", "--endpoint", endpoint, "--json")
+        assert json.loads(now.stdout)["workers"][0]["state"] in ("STARTING", "LOADING")
+        early = vllmport("status", "--endpoint", endpoint, "--wait", "--timeout", "0.1")
+        assert early.returncode == 4
+        waited = vllmport("status", "--endpoint", endpoint, "--wait", "--json")
+        assert json.loads(waited.stdout)["workers"][0]["state"] == "READY"
+
+
+@pytest.mark.parametrize("options", [[], ["--now"]], ids=["drain", "now"])
+def test_stop_ends_the_service(endpoint: str, options: list[str]) -> None:
+    with serving(endpoint, "--model", "echo") as server:
+        assert vllmport("stop", "--endpoint", endpoint, *options).returncode == 0
+        assert server.wait(PATIENCE) == 0
+    assert vllmport("status", "--endpoint", endpoint).returncode == 3
+
+
+def test_log_lines_name_model_worker_and_process(endpoint: str) -> None:
+    with serving(endpoint, "--model", "echo") as server:
+        with Pool.connect(endpoint) as pool:
+            worker = eventually(lambda: pool.status()["workers"][0])
+            eventually(lambda: pool.status()["workers"][0]["state"] == "READY")
+        server.terminate()
+        _, log = server.communicate(timeout=PATIENCE)
+    fields = f"model=echo worker=echo/0 pid={worker['pid']}"
+    for event in ("spawned", "registered", "ready", "exited with status 0"):
+        assert any(event in line and fields in line for line in log.splitlines()), (event, log)
+    assert f"serving endpoint={endpoint}" in log
+
+
+def test_unknown_key_of_a_configuration_is_refused_with_a_suggestion(tmp_path: Path) -> None:
+    config = tmp_path / "pool.toml"
+    config.write_text("[policy]\nmax_queu = 3\n")
+    done = vllmport("serve", str(config))
+    assert done.returncode == 1
+    assert "max_queu" in done.stderr
+    assert "did you mean 'max_queue'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_configuration_that_is_not_toml_is_refused(tmp_path: Path) -> None:
+    config = tmp_path / "pool.toml"
+    config.write_text("models = [")
+    done = vllmport("serve", str(config))
+    assert done.returncode == 1
+    assert f"{config} is not TOML" in done.stderr
+
+
+def test_service_without_a_model_says_that_it_is_a_demonstration(endpoint: str) -> None:
+    """The engine of the bundled model takes long to load: that is not waited for."""
+    with serving(endpoint) as server:
+        with Pool.connect(endpoint) as pool:
+            assert [model["name"] for model in pool.status()["models"]] == ["tiny"]
+        assert vllmport("stop", "--endpoint", endpoint, "--now").returncode == 0
+        _, log = server.communicate(timeout=PATIENCE)
+    assert "DEMONSTRATION" in log
+
+
+def test_version_and_help() -> None:
+    assert re.search(r"\d+\.\d+", vllmport("--version").stdout)
+    done = vllmport("--help")
+    assert done.returncode == 0
+    for command in ("serve", "generate", "chat", "status", "stop"):
+        assert command in done.stdout
+
+
+def _command(*args: str) -> tuple[str, ...]:
+    import sys
+
+    return (sys.executable, "-m", "vllmport.pool.cli", *args)
