@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -106,9 +107,15 @@ def family(pid: int) -> list[int]:
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:
-    """Return the CPU time these processes have used, all threads, to the nanosecond."""
+    """Return the CPU time these processes have used, all threads that live, to the nanosecond.
+
+    Of this process, which starts and ends many threads, those that ended count as well.
+    """
     total = 0
     for pid in pids:
+        if pid == os.getpid():
+            total += time.process_time_ns()
+            continue
         for stat in Path(f"/proc/{pid}/task").glob("*/schedstat"):
             with contextlib.suppress(OSError):  # a thread that ended just now
                 total += int(stat.read_bytes().split()[0])

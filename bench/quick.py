@@ -119,7 +119,7 @@ class Bench:
                 return
             self._patience -= LOOK
 
-    def _turn(self, work: Callable[[], list[float]]) -> list[float]:
+    def _turn(self, name: str, work: Callable[[], list[float]]) -> list[float]:
         """Let one contender work; again if others on this machine got in its way."""
         ours = [pid for found in self._pids.values() for pid in found]
         for _ in range(TRIES):
@@ -129,16 +129,19 @@ class Bench:
             took = time.perf_counter() - start
             foreign = (busy_seconds() - busy - cpu_seconds(ours) + own) / took
             if foreign <= FOREIGN:
-                return found
+                break
             self.report.repeated_turns += 1
-        self.report.disturbed_turns += 1
+        else:
+            self.report.repeated_turns -= 1  # the last one counts, for want of a better
+            self.report.disturbed_turns += 1
+        self.report.foreign.setdefault(name, []).append(foreign)
         return found
 
     def _calls(self, name: str, unit: str, work: Callable[[int], list[float]], count: int) -> None:
-        self._series(name, unit).add_calls(self._turn(lambda: work(count)))
+        self._series(name, unit).add_calls(self._turn(name, lambda: work(count)))
 
     def _rates(self, name: str, unit: str, work: Callable[[int], list[float]], passes: int) -> None:
-        found = self._turn(lambda: work(passes))
+        found = self._turn(name, lambda: work(passes))
         self._series(name, unit).add(statistics.median(found))
 
     def _series(self, name: str, unit: str) -> Series:

@@ -45,6 +45,7 @@ class Report:
         idle: CPU share of each loaded contender that nobody uses.
         repeated_turns: Turns made again because strangers used the machine.
         disturbed_turns: Turns that count although they did.
+        foreign: Cores that others used in each turn that counts, by series.
         seconds: How long it all took.
     """
 
@@ -52,6 +53,7 @@ class Report:
     idle: dict[str, float] = field(default_factory=dict)
     repeated_turns: int = 0
     disturbed_turns: int = 0
+    foreign: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
     load_before: tuple[float, float, float] = field(default_factory=os.getloadavg)
 
@@ -148,6 +150,7 @@ class Report:
             "idle_cpu": self.idle,
             "repeated_turns": self.repeated_turns,
             "disturbed_turns": self.disturbed_turns,
+            "foreign_cores": self.foreign,
             "series": {name: series.to_json() for name, series in self.series.items()},
             "targets": [target.to_json() for target in self.targets],
         }

@@ -292,8 +292,10 @@ def test_full_queue_says_when_to_come_back(narrow: LLM) -> None:
     pool = narrow._pool
     streams = [narrow.stream(letter, endless()) for letter in "abcd"]
     eventually(lambda: pool.status()["models"][0]["queued"] == 2)
-    with pytest.raises(Overloaded) as caught:
+    with pytest.raises(Overloaded):
         list(narrow.stream("e"))
+    with pytest.raises(Overloaded) as caught:
+        narrow.generate("e")
     assert caught.value.retryable
     assert 0 < caught.value.retry_after <= 30
     assert caught.value.details["queued"] == 2
@@ -305,6 +307,18 @@ def test_full_queue_says_when_to_come_back(narrow: LLM) -> None:
 def test_batch_waits_for_room_in_a_full_queue(narrow: LLM) -> None:
     prompts = [f"prompt {index}" for index in range(12)]
     assert texts(narrow.generate(prompts, {"max_tokens": 9}, timeout=PATIENCE)) == prompts
+
+
+def test_batch_that_waits_for_room_keeps_its_deadline(narrow: LLM) -> None:
+    """Though the pool says to come back later than that."""
+    streams = [narrow.stream(letter, endless()) for letter in "abcd"]
+    eventually(lambda: narrow._pool.status()["models"][0]["queued"] == 2)
+    with at_most(0.1 + 0.05), pytest.raises(DeadlineExceeded) as caught:
+        narrow.generate(["e", "f"], timeout=0.1)
+    assert caught.value.details["results"] == [None, None]
+    for stream in streams:
+        stream.close()
+    eventually(lambda: nothing_runs(narrow), SOON * SLACK)
 
 
 def test_batch_keeps_order_and_is_spread_over_replicas(shared_pool: Pool) -> None:

@@ -42,7 +42,7 @@ from vllmport.pool import (
     StartupFailed,
 )
 from vllmport.pool.client.connection import Connection
-from vllmport.pool.supervisor.clients import Clients
+from vllmport.pool.supervisor.clients import Client, Clients
 
 Dealer = zmq.Socket[bytes]
 
@@ -51,11 +51,25 @@ HELLO = Hello([PROTOCOL_VERSION], "test")
 
 
 @pytest.fixture
-def dealer(shared_pool: Pool) -> Iterator[Dealer]:
+def context() -> Iterator[zmq.Context[Dealer]]:
+    """A context of a test's own, that ends with all its sockets."""
+    own: zmq.Context[Dealer] = zmq.Context()
+    yield own
+    own.destroy(linger=0)
+
+
+@pytest.fixture
+def door(runtime_dir: Path) -> Iterator[Path]:
+    """The path of a socket that a test listens on itself."""
+    path = runtime_dir / "door.sock"
+    yield path
+    path.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def dealer(context: zmq.Context[Dealer], shared_pool: Pool) -> Dealer:
     """A ZMTP connection that has said nothing yet."""
-    with zmq.Context() as context:
-        yield connected(context, shared_pool.endpoint)
-        context.destroy(linger=0)
+    return connected(context, shared_pool.endpoint)
 
 
 def connected(context: zmq.Context[Dealer], endpoint: str) -> Dealer:
@@ -116,7 +130,7 @@ def test_garbage_on_the_socket_disturbs_nobody(shared_pool: Pool, echo: LLM, dat
         assert serves_others(echo)
 
 
-def test_guests_who_say_nothing_disturb_nobody(shared_pool: Pool, echo: LLM) -> None:
+def test_many_guests_who_come_at_once_and_say_nothing_disturb_nobody(shared_pool: Pool, echo: LLM) -> None:
     silent = [raw(shared_pool) for _ in range(100)]
     assert serves_others(echo)
     assert shared_pool.status()["supervisor"]["clients"] == 1
@@ -258,21 +272,21 @@ def test_client_that_says_bye_is_forgotten(shared_pool: Pool, echo: LLM, dealer:
     eventually(lambda: shared_pool.status()["supervisor"]["clients"] == before - 1)
 
 
-def test_client_that_does_not_read_is_dropped_and_others_are_served(echo: LLM) -> None:
-    """What waits for one client is bounded; dropping it does not touch the others."""
+def test_client_that_does_not_read_is_dropped_and_others_are_served(
+    context: zmq.Context[Dealer],
+) -> None:
+    """What waits for one client is bounded, beyond what its socket takes."""
     with Pool(policy={"max_client_bytes": 1 << 20}) as pool, pool.llm("echo") as llm:
-        with zmq.Context() as context:
-            deaf = context.socket(zmq.DEALER)
-            deaf.setsockopt(zmq.RCVHWM, 1)
-            deaf.setsockopt(zmq.RCVBUF, 4096)
-            deaf.connect(pool.endpoint)
-            admitted(deaf)
-            before = pool.status()["supervisor"]["clients"]
-            for call_id in range(1, 400):
-                say(deaf, Call(call_id, "echo", "echo", None), {"value": "x" * 100_000})
-            eventually(lambda: pool.status()["supervisor"]["clients"] == before - 1)
-            assert llm.tokenize("a") == [97]
-            context.destroy(linger=0)
+        deaf = context.socket(zmq.DEALER)
+        deaf.setsockopt(zmq.RCVHWM, 1)
+        deaf.connect(pool.endpoint)
+        admitted(deaf)
+        assert pool.status()["supervisor"]["clients"] == 2
+        for call_id in range(1, 3001):
+            say(deaf, Call(call_id, "echo", "echo", None), {"value": "x" * 10_000})
+        eventually(lambda: pool.status()["supervisor"]["clients"] == 1)
+        assert llm.tokenize("a") == [97]
+        deaf.close(linger=0)
 
 
 def test_pool_that_restarted_at_the_same_place_is_found_again(endpoint: str) -> None:
@@ -300,7 +314,9 @@ def test_many_clients_come_and_go_while_the_pool_is_busy(shared_pool: Pool, echo
 
     def visit(_: int) -> bool:
         with Pool.connect(shared_pool.endpoint) as pool:
-            return [pool.status()["supervisor"]["pid"] for _ in range(3)] != []
+            for _ in range(3):
+                pool.call("status", {}, timeout=5)
+            return True
 
     with ThreadPoolExecutor(10) as executor:
         busy = [executor.submit(keep_busy) for _ in range(4)]
@@ -312,24 +328,35 @@ def test_many_clients_come_and_go_while_the_pool_is_busy(shared_pool: Pool, echo
             future.result()
 
 
-def test_end_of_an_earlier_connection_is_not_taken_for_the_next_ones(runtime_dir: Path) -> None:
-    """The kernel gives the next connection the same descriptor; its end may be read later."""
-    path = runtime_dir / "door.sock"
-    with zmq.Context() as context:
-        clients = Clients(context, f"ipc://{path}", 1 << 20)
-        with socket.socket(socket.AF_UNIX) as visitor:
-            visitor.connect(str(path))
-        guest = connected(context, f"ipc://{path}")
+@pytest.mark.parametrize("says", ["nothing", "hello and bye"])
+def test_end_of_an_earlier_connection_is_not_taken_for_the_next_ones(
+    context: zmq.Context[Dealer], door: Path, says: str
+) -> None:
+    """The kernel gives the next connection the same descriptor; the end is read after its HELLO."""
+    clients = Clients(context, f"ipc://{door}", 1 << 20)
+    context.setsockopt(zmq.LINGER, 0)
+    guests = []
+
+    def come_in() -> tuple[Dealer, Client]:
+        guest = connected(context, f"ipc://{door}")
+        guests.append(guest)
         say(guest, HELLO)
         assert clients.socket.poll(WAIT_MS)
-        identity, client, _, first = clients.receive()
-        assert client is None
+        identity, known, _, first = clients.receive()
+        assert known is None
         assert first is not None
-        admitted_client = clients.admit(identity, first, 1)[0]
-        assert admitted_client not in clients.disconnected()
-        clients.socket.disable_monitor()
-        context.destroy(linger=0)
-    path.unlink(missing_ok=True)
+        return guest, clients.admit(identity, first, 1)[0]
+
+    if says == "nothing":
+        with socket.socket(socket.AF_UNIX) as visitor:
+            visitor.connect(str(door))
+    else:
+        guest, client = come_in()
+        clients.forget(client)  # as after BYE
+        guest.close(linger=0)
+    assert clients.monitor.poll(WAIT_MS), "its end is reported, but not read yet"
+    _, client = come_in()
+    assert client not in clients.disconnected()
 
 
 def test_second_pool_at_the_same_place_is_refused(shared_pool: Pool, echo: LLM) -> None:
@@ -356,30 +383,29 @@ async def test_nothing_at_the_endpoint_from_a_coroutine(endpoint: str) -> None:
         await AsyncPool.connect(endpoint)
 
 
-def test_something_else_at_the_endpoint_is_said_after_a_while(runtime_dir: Path) -> None:
-    path = runtime_dir / "other.sock"
+def test_something_else_at_the_endpoint_is_said_after_a_while(door: Path) -> None:
     with socket.socket(socket.AF_UNIX) as other:
-        other.bind(str(path))
+        other.bind(str(door))
         other.listen()
         with pytest.raises(ConnectFailed, match="nobody answered"):
-            Connection(f"ipc://{path}", timeout=0.3)
-    path.unlink()
+            Connection(f"ipc://{door}", timeout=0.3)
 
 
-def test_peer_that_speaks_another_protocol_is_a_protocol_error(runtime_dir: Path) -> None:
-    path = runtime_dir / "other.sock"
+def test_peer_that_speaks_another_protocol_is_a_protocol_error(
+    context: zmq.Context[Dealer], door: Path
+) -> None:
+    router = context.socket(zmq.ROUTER)
+    router.bind(f"ipc://{door}")
 
-    def answer(router: zmq.Socket[bytes]) -> None:
+    def answer() -> None:
         identity = router.recv_multipart()[0]
         router.send_multipart([identity, b"what?", b"who?"])
 
-    with zmq.Context() as context, ThreadPoolExecutor(1) as executor:
-        with context.socket(zmq.ROUTER) as router:
-            router.bind(f"ipc://{path}")
-            executor.submit(answer, router)
-            with pytest.raises(ProtocolError):
-                Connection(f"ipc://{path}", timeout=5)
-    path.unlink(missing_ok=True)
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(answer)
+        with pytest.raises(ProtocolError):
+            Connection(f"ipc://{door}", timeout=5)
+    router.close(linger=0)
 
 
 @pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:1", "ipc://relative", "/tmp/x.sock"])

@@ -285,7 +285,7 @@ class AsyncLLM:
     ) -> list[T]:
         connection = await self.connection()
         deadline = time.monotonic() + timeout
-        batch = Batch(requests, convert)
+        batch = Batch(requests, convert, deadline)
         mailbox = LoopMailbox()
         try:
             with batch_bar(len(requests), use_tqdm) as advance:

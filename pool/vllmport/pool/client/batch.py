@@ -3,6 +3,7 @@
 Pure: says what to submit next and takes the events; the sync and the async client both drive it.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Generic, TypeVar
@@ -22,14 +23,21 @@ class Batch(Generic[T]):
     Args:
         requests: The arguments of each.
         convert: Makes a result of a terminal value.
+        deadline: When all of them have to be there.
     """
 
-    def __init__(self, requests: Sequence[dict[str, Any]], convert: Callable[[Any], T]) -> None:
+    def __init__(
+        self,
+        requests: Sequence[dict[str, Any]],
+        convert: Callable[[Any], T],
+        deadline: float = math.inf,
+    ) -> None:
         self.results: list[T | None] = [None] * len(requests)
         self.finished = 0
         self.error: VllmportError | None = None
         self._requests = requests
         self._convert = convert
+        self._deadline = deadline
         self._todo = deque(range(len(requests)))
         self._open: dict[int, int] = {}  # call id → index
         self._resume = 0.0
@@ -62,12 +70,16 @@ class Batch(Generic[T]):
         self._open[call_id] = index
 
     def refused(self, index: int, error: VllmportError, now: float) -> None:
-        """Note that a request did not go out: later, if the pool is only full."""
-        if not isinstance(error, Overloaded):
+        """Note that a request did not go out.
+
+        Where the pool is only full, a list of prompts waits for its turn; what is one call for the
+        caller as well is refused, for the caller to decide.
+        """
+        if not isinstance(error, Overloaded) or len(self.results) == 1:
             self.error = error
             return
         self._todo.appendleft(index)
-        self._resume = now + error.retry_after
+        self._resume = min(now + error.retry_after, self._deadline)
 
     def take(self, event: Event, now: float) -> int:
         """Take the terminal event of one request; return how many results it brought, 0 or 1."""

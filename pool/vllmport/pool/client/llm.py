@@ -338,7 +338,7 @@ class LLM:
         connection = self._connection()
         call = call_for(self.name, verb, priority, request_id)
         deadline = time.monotonic() + timeout
-        batch = Batch(requests, convert)
+        batch = Batch(requests, convert, deadline)
         mailbox = ThreadMailbox()
         try:
             with batch_bar(len(requests), use_tqdm) as advance:

@@ -175,8 +175,9 @@ class Dispatcher:
         if queue is not None:
             queue.workers.remove(worker)
 
-    def worker_gone(self, worker: str, cause: str) -> None:
-        """Fail every call that is on this worker, at once."""
+    def worker_gone(self, worker: str, cause: str) -> list[str]:
+        """Fail every call that is on this worker, at once; return the request ids of those."""
+        lost = []
         self.worker_draining(worker)
         for key in self._by_worker.pop(worker, set()):
             call = self._calls[key]
@@ -191,7 +192,9 @@ class Dispatcher:
                 details={"exit": cause},
             )
             self._answer(call, error, CallEvent.WORKER_GONE)
+            lost.append(call.header.request_id)
         self._model_of.pop(worker, None)
+        return lost
 
     def in_flight(self, worker: str) -> int:
         """Return how many calls this worker holds."""

@@ -382,7 +382,8 @@ class Supervisor:
         self._log_worker(f"{cause}, in_flight={self._dispatcher.in_flight(worker)}", worker, level)
         self._exits[worker] = cause
         self._worker_of.pop(self._identity_of.pop(worker, b""), None)
-        self._dispatcher.worker_gone(worker, cause)
+        for request_id in self._dispatcher.worker_gone(worker, cause):
+            self._log_worker(f"call lost request_id={request_id}", worker, logging.WARNING)
         self._control.worker_gone(worker)
 
     def _on_worker_cleared(self, worker: str, now: float) -> None:
