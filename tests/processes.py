@@ -58,7 +58,7 @@ def at_most(seconds: float) -> Iterator[None]:
 
 
 def started_here() -> dict[str, str]:
-    """Return the living processes of this run, and its own zombies: pid and start time → command."""
+    """Return the living processes of this run, and its own zombies: identity → command."""
     found = {}
     for folder in Path("/proc").glob("[1-9]*"):
         with contextlib.suppress(OSError):

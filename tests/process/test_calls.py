@@ -30,6 +30,7 @@ from vllmport.pool import (
     AsyncPool,
     Cancelled,
     DeadlineExceeded,
+    Delta,
     EngineError,
     InvalidRequest,
     Overloaded,
@@ -38,6 +39,7 @@ from vllmport.pool import (
     SamplingParams,
     WorkerLost,
 )
+from vllmport.pool.client.requests import Params
 
 SOON = 1.0
 """Seconds within which a cancelled call has to be out of the engine."""
@@ -118,10 +120,10 @@ def test_deadline_in_the_engine_is_kept_and_leaves_nothing_there(echo: LLM) -> N
 
 
 def test_deadline_of_a_stream_gives_what_had_come_by_then(echo: LLM) -> None:
-    text = ""
+    deltas: list[Delta] = []
     with pytest.raises(DeadlineExceeded) as caught:
-        for delta in echo.stream("abc", endless(), timeout=0.1):
-            text += delta.text
+        deltas.extend(echo.stream("abc", endless(), timeout=0.1))
+    text = "".join(delta.text for delta in deltas)
     assert text == echoed("abc", caught.value.tokens)
     assert nothing_runs(echo)
 
@@ -203,8 +205,7 @@ def test_cancelled_call_that_waits_in_the_queue_is_forgotten(narrow: LLM) -> Non
 async def test_cancelling_the_task_cancels_the_call(shared_pool: Pool, echo: LLM) -> None:
     async with await AsyncPool.connect(shared_pool.endpoint) as pool, pool.llm(name="echo") as llm:
         task = asyncio.create_task(llm.generate("abc", endless()))
-        while not (await pool.status())["workers"][0]["unfinished"]:
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(eventually, lambda: not nothing_runs(echo))
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -323,22 +324,24 @@ def test_batch_that_waits_for_room_keeps_its_deadline(narrow: LLM) -> None:
 
 def test_batch_keeps_order_and_is_spread_over_replicas(shared_pool: Pool) -> None:
     prompts = [f"number {index}" for index in range(16)]
-    with shared_pool.llm("echo", name="two", replicas=2, step_delay=0.01) as llm:
-        with ThreadPoolExecutor(1) as executor:
-            results = executor.submit(llm.generate, prompts, endless(40), request_id="b")
 
-            def in_flight() -> list[int]:
-                workers = shared_pool.status()["workers"]
-                return [worker["in_flight"] for worker in workers if worker["model"] == "two"]
+    def in_flight() -> list[int]:
+        workers = shared_pool.status()["workers"]
+        return [worker["in_flight"] for worker in workers if worker["model"] == "two"]
 
-            eventually(lambda: in_flight() == [8, 8])
-            answers = results.result()
+    with (
+        shared_pool.llm("echo", name="two", replicas=2, step_delay=0.01) as llm,
+        ThreadPoolExecutor(1) as executor,
+    ):
+        results = executor.submit(llm.generate, prompts, endless(40), request_id="b")
+        eventually(lambda: in_flight() == [8, 8])
+        answers = results.result()
     assert texts(answers) == [echoed(prompt, 40) for prompt in prompts]
     assert [answer.request_id for answer in answers] == [f"b-{index}" for index in range(16)]
 
 
 def test_each_prompt_of_a_batch_may_have_its_own_parameters(echo: LLM) -> None:
-    params = [SamplingParams(max_tokens=1), {"max_tokens": 2}, None]
+    params: list[Params] = [SamplingParams(max_tokens=1), {"max_tokens": 2}, None]
     assert texts(echo.generate(["abc", "def", "ghi"], params)) == ["a", "de", "ghi"]
 
 

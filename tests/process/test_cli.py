@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -219,6 +220,4 @@ def test_version_and_help() -> None:
 
 
 def _command(*args: str) -> tuple[str, ...]:
-    import sys
-
     return (sys.executable, "-m", "vllmport.pool.cli", *args)

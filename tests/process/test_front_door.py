@@ -1,5 +1,6 @@
 """Who may come in, and that bad guests do the others no harm."""
 
+import contextlib
 import os
 import random
 import socket
@@ -123,14 +124,14 @@ def raw(pool: Pool) -> socket.socket:
 )
 def test_garbage_on_the_socket_disturbs_nobody(shared_pool: Pool, echo: LLM, data: bytes) -> None:
     with raw(shared_pool) as own:
-        try:
+        with contextlib.suppress(BrokenPipeError):  # thrown out before it had said it all
             own.sendall(data)
-        except BrokenPipeError:
-            pass  # it was thrown out before it had said it all
         assert serves_others(echo)
 
 
-def test_many_guests_who_come_at_once_and_say_nothing_disturb_nobody(shared_pool: Pool, echo: LLM) -> None:
+def test_many_guests_who_come_at_once_and_say_nothing_disturb_nobody(
+    shared_pool: Pool, echo: LLM
+) -> None:
     silent = [raw(shared_pool) for _ in range(100)]
     assert serves_others(echo)
     assert shared_pool.status()["supervisor"]["clients"] == 1
@@ -176,9 +177,7 @@ def test_random_frames_from_an_admitted_client_disturb_nobody(echo: LLM, dealer:
     assert serves_others(echo)
 
 
-def test_mutated_messages_from_an_admitted_client_disturb_nobody(
-    echo: LLM, dealer: Dealer
-) -> None:
+def test_mutated_messages_from_an_admitted_client_disturb_nobody(echo: LLM, dealer: Dealer) -> None:
     admitted(dealer)
     source = random.Random(8)
     args = {"prompt": "abc", "sampling_params": {"max_tokens": 2}}
@@ -290,15 +289,18 @@ def test_client_that_does_not_read_is_dropped_and_others_are_served(
 
 
 def test_pool_that_restarted_at_the_same_place_is_found_again(endpoint: str) -> None:
-    with serving(endpoint, "--model", "echo") as first:
-        with Pool.connect(endpoint) as pool, pool.llm(name="echo") as llm:
-            everybody = family(pool)
-            first.kill()
-            eventually(lambda: all_gone(everybody))
-            with pytest.raises((ConnectFailed, PoolLost)):
-                llm.generate("a")
-            with serving(endpoint, "--model", "echo"):
-                assert llm.generate("a")[0].outputs[0].text == "a"
+    with (
+        serving(endpoint, "--model", "echo") as first,
+        Pool.connect(endpoint) as pool,
+        pool.llm(name="echo") as llm,
+    ):
+        everybody = family(pool)
+        first.kill()
+        eventually(lambda: all_gone(everybody))
+        with pytest.raises((ConnectFailed, PoolLost)):
+            llm.generate("a")
+        with serving(endpoint, "--model", "echo"):
+            assert llm.generate("a")[0].outputs[0].text == "a"
 
 
 # Coming in.

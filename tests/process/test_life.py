@@ -2,8 +2,10 @@
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -99,7 +101,7 @@ def test_worker_that_exits_under_a_call_is_lost_with_its_status(pool: Pool, llm:
 
 
 @pytest.mark.parametrize("setsid", [False, True], ids=["in the group", "in a session of its own"])
-def test_what_a_worker_started_dies_with_it(pool: Pool, llm: LLM, setsid: bool) -> None:
+def test_what_a_worker_started_dies_with_it(pool: Pool, llm: LLM, setsid: object) -> None:
     (child,) = identify(llm.call("fault", {"kind": "child", "setsid": setsid})["pid"])
     kill_worker(pool)
     assert not is_running(child), "before the next worker starts"
@@ -155,9 +157,12 @@ def test_start_up_failure_names_the_interpreter_also_if_the_worker_said_nothing(
 
 
 def test_interpreter_that_is_not_there_is_a_failed_start() -> None:
-    with Pool(python="/nowhere/python", policy=IMPATIENT) as pool:
-        with pytest.raises(StartupFailed, match=r"could not be started.*/nowhere/python"):
-            pool.llm("echo")
+    text = r"could not be started.*/nowhere/python"
+    with (
+        Pool(python="/nowhere/python", policy=IMPATIENT) as pool,
+        pytest.raises(StartupFailed, match=text),
+    ):
+        pool.llm("echo")
 
 
 def test_worker_that_keeps_dying_is_given_up_and_calls_then_say_so(pool: Pool, llm: LLM) -> None:
@@ -226,43 +231,58 @@ def test_nothing_is_left_when_all_who_could_clean_up_die_together(
     eventually(lambda: all_gone(everybody))
 
 
+@contextmanager
+def slow_service(endpoint: str) -> Iterator[tuple["subprocess.Popen[str]", Pool, LLM]]:
+    """A service, a client of it, and a model that takes its time."""
+    with (
+        serving(endpoint, "--model", "echo") as server,
+        Pool.connect(endpoint) as pool,
+        pool.llm("echo", name="slow", step_delay=0.01) as llm,
+    ):
+        yield server, pool, llm
+
+
+def refuses(llm: LLM) -> bool:
+    """Tell whether the pool takes no new calls any more."""
+    try:
+        llm.tokenize("anybody?")
+    except PoolClosed:
+        return True
+    return False
+
+
 def test_sigterm_lets_open_calls_finish_and_takes_no_new_ones(endpoint: str) -> None:
-    with serving(endpoint, "--model", "echo") as server, Pool.connect(endpoint) as pool:
-        with pool.llm("echo", name="slow", step_delay=0.01) as llm:
-            everybody = family(pool)
-            stream = llm.stream("abc", endless(60))
-            first = next(stream).text
-            server.terminate()
-            with pytest.raises(PoolClosed):
-                eventually(lambda: llm.tokenize("until it refuses") == [])
-            assert first + "".join(delta.text for delta in stream) == echoed("abc", 60)
-            assert server.wait(PATIENCE) == 0
-            eventually(lambda: all_gone(everybody))
+    with slow_service(endpoint) as (server, pool, llm):
+        everybody = family(pool)
+        stream = llm.stream("abc", endless(60))
+        first = next(stream).text
+        server.terminate()
+        eventually(lambda: refuses(llm))
+        assert first + "".join(delta.text for delta in stream) == echoed("abc", 60)
+        assert server.wait(PATIENCE) == 0
+        eventually(lambda: all_gone(everybody))
 
 
 def test_pool_that_drains_still_tells_its_status(endpoint: str) -> None:
-    with serving(endpoint, "--model", "echo") as server, Pool.connect(endpoint) as pool:
-        with pool.llm("echo", name="slow", step_delay=0.01) as llm:
-            stream = llm.stream("abc", endless(100))
-            next(stream)
-            server.terminate()
-            eventually(lambda: pool.status()["supervisor"]["stopping"])
-            assert len(list(stream)) == 99
+    with slow_service(endpoint) as (server, pool, llm):
+        stream = llm.stream("abc", endless(100))
+        next(stream)
+        server.terminate()
+        eventually(lambda: pool.status()["supervisor"]["stopping"])
+        assert len(list(stream)) == 99
 
 
 def test_second_sigterm_stops_at_once(endpoint: str) -> None:
-    with serving(endpoint, "--model", "echo") as server, Pool.connect(endpoint) as pool:
-        with pool.llm("echo", name="slow", step_delay=0.01) as llm:
-            stream = llm.stream("abc", endless())
-            next(stream)
-            server.terminate()
-            with pytest.raises(PoolClosed):
-                eventually(lambda: llm.tokenize("until it refuses") == [])
-            server.terminate()
-            with at_most(1):
-                with pytest.raises((WorkerLost, PoolLost, PoolClosed)):
-                    list(stream)
-                assert server.wait(PATIENCE) == 0
+    with slow_service(endpoint) as (server, _, llm):
+        stream = llm.stream("abc", endless())
+        next(stream)
+        server.terminate()
+        eventually(lambda: refuses(llm))
+        server.terminate()
+        with at_most(1):
+            with pytest.raises((WorkerLost, PoolLost, PoolClosed)):
+                list(stream)
+            assert server.wait(PATIENCE) == 0
 
 
 def test_killed_service_can_be_started_again_at_once(endpoint: str) -> None:
@@ -270,9 +290,12 @@ def test_killed_service_can_be_started_again_at_once(endpoint: str) -> None:
         everybody = family(pool)
         server.kill()
         eventually(lambda: all_gone(everybody))
-    with serving(endpoint, "--model", "echo"), Pool.connect(endpoint) as pool:
-        with pool.llm(name="echo") as llm:
-            assert still_answers(llm)
+    with (
+        serving(endpoint, "--model", "echo"),
+        Pool.connect(endpoint) as pool,
+        pool.llm(name="echo") as llm,
+    ):
+        assert still_answers(llm)
 
 
 # Owners.
@@ -299,7 +322,8 @@ for fd in range(3, 256):
         os.set_inheritable(fd, True)
     except OSError:
         pass
-print(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"], close_fds=False).pid)
+sleeper = [sys.executable, "-c", "import time; time.sleep(3600)"]
+print(subprocess.Popen(sleeper, close_fds=False).pid)
 """
 
 

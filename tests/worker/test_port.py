@@ -30,6 +30,7 @@ from vllmport.bridge.messages import (
 from vllmport.worker.engine import Key, Partial, Port, Request
 from vllmport.worker.port import SocketPort
 
+
 class Heard(NamedTuple):
     """One message that came out of the port."""
 
@@ -129,7 +130,9 @@ def text_of(value: dict[str, Any]) -> str:
 def test_call_is_handed_to_the_engine_with_its_options(bench: Bench) -> None:
     args = {"prompt": "p", "sampling_params": None}
     key = bench.call(7, client=3, window=4, priority=-2, request_id="mine", args=args)
-    assert bench.engine.requests == [Request(key, "generate", args, True, -2, "mine")]
+    assert bench.engine.requests == [
+        Request(key, "generate", args, stream=True, priority=-2, request_id="mine")
+    ]
     assert bench.heard() == []
 
 
@@ -153,7 +156,11 @@ def test_engine_that_raises_fails_the_call_and_the_port_goes_on(bench: Bench) ->
     bench.engine.on_submit = stumble
     bench.call(7)
     message, details = bench.only()
-    assert (message.id, message.code, message.message) == (7, "engine_error", "ZeroDivisionError: oh")
+    assert (message.id, message.code, message.message) == (
+        7,
+        "engine_error",
+        "ZeroDivisionError: oh",
+    )
     assert details == {"class": "builtins.ZeroDivisionError"}
     bench.engine.on_submit = bench.engine.requests.append
     assert bench.call(8) == bench.engine.requests[0].key
@@ -227,7 +234,9 @@ def test_result_goes_out_with_worker_and_attempt(bench: Bench) -> None:
 
 
 def test_one_flush_makes_one_message_for_each_client(bench: Bench) -> None:
-    keys = [bench.call(n, client=client, window=8) for n, client in ((1, 1), (2, 1), (3, 2), (4, 1))]
+    keys = [
+        bench.call(n, client=client, window=8) for n, client in ((1, 1), (2, 1), (3, 2), (4, 1))
+    ]
     for key in keys:
         bench.port.delta(key, delta(f"t{key[1]}"))
     assert bench.heard() == [], "nothing before the flush"

@@ -124,7 +124,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except OSError as exc:
         text = f"cannot read the configuration {path}: {exc.strerror}"
         raise InvalidRequest.of("config", str(path), text) from exc
-    except tomllib.TOMLDecodeError as exc:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise InvalidRequest.of("config", str(path), f"{path} is not TOML: {exc}") from exc
 
 

@@ -30,9 +30,13 @@ def private_dir(path: Path) -> Path:
     """Make a folder of mode 0700, or check that it is one and ours.
 
     Raises:
-        InvalidRequest: It belongs to somebody else, or others may enter it.
+        InvalidRequest: It cannot be made, belongs to somebody else, or others may enter it.
     """
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        text = f"cannot make the folder {path}: {exc.strerror}; choose another"
+        raise InvalidRequest.of("endpoint", str(path), text) from exc
     info = path.lstat()
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
         raise InvalidRequest.of(

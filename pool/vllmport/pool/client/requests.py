@@ -83,10 +83,10 @@ def chat_requests(
     Raises:
         InvalidRequest: It is not a list of messages, nor a list of such lists.
     """
-    if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence) or not messages:
+    several = isinstance(messages, Sequence) and messages and all(map(_is_conversation, messages))
+    if not several and not _is_conversation(messages):
         text = 'messages look like [{"role": "user", "content": "…"}], or are a list of such lists'
         raise InvalidRequest.of("messages", repr(messages)[:200], text)
-    several = not isinstance(messages[0], Mapping)
     conversations: list[Any] = list(messages) if several else [messages]
     given = params_list(params, len(conversations))
     wanted = _given(extra)
@@ -141,6 +141,12 @@ def load_arguments(
         "replicas": replicas,
         "engine_args": dict(engine_args),
     }
+
+
+def _is_conversation(value: Any) -> bool:
+    """Tell whether this is a list of maps, and not empty."""
+    listed = isinstance(value, Sequence) and not isinstance(value, str)
+    return listed and bool(value) and all(isinstance(message, Mapping) for message in value)
 
 
 def _params_to_wire(params: Params) -> dict[str, Any] | None:

@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import secrets
-import select
 import signal
 import time
 from collections.abc import Callable
@@ -56,10 +55,12 @@ from vllmport.pool.spawner import protocol
 from vllmport.pool.supervisor import fleet as do
 from vllmport.pool.supervisor.clients import Client, Clients
 from vllmport.pool.supervisor.control import Control
+from vllmport.pool.supervisor.descriptors import Descriptors
 from vllmport.pool.supervisor.dispatch import Dispatcher, ToClient, ToWorker
 from vllmport.pool.supervisor.fleet import Fleet
 from vllmport.pool.supervisor.spawning import SpawnerLink, worker_command, worker_environment
 from vllmport.pool.supervisor.stderr import WorkerStderr
+from vllmport.pool.supervisor.workers import Workers
 
 logger = logging.getLogger("vllmport.supervisor")
 
@@ -89,19 +90,15 @@ class Supervisor:
         become_subreaper()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._clients = Clients(self._context, plan.endpoint, plan.policy.max_client_bytes)
-        self._back_endpoint = f"ipc://{plan.run_dir}/workers.sock"
-        self._back = self._bind_back()
+        self._workers = Workers(self._context, f"ipc://{plan.run_dir}/workers.sock")
         self._dispatcher = Dispatcher(plan.policy.max_queue, plan.policy.max_queue_bytes)
         self._fleet = Fleet(plan.policy, lambda: secrets.token_hex(16))
         self._control = Control(
             self._fleet, self._dispatcher, plan.aliases, self._identity, self._on_shutdown_verb
         )
-        self._worker_of: dict[bytes, str] = {}  # socket identity of an incarnation → worker
-        self._identity_of: dict[str, bytes] = {}
         self._exits: dict[str, str] = {}  # worker → how it ended, until its group is cleared
         self._stderr: dict[str, WorkerStderr] = {}
-        self._fds = select.epoll()
-        self._fd_handlers: dict[int, Callable[[], None]] = {}
+        self._descriptors = Descriptors()
         self._spawner = self._start_spawner()
         self._watch_owner(lifeline_fd)
         self._watch_signals()
@@ -130,16 +127,21 @@ class Supervisor:
             "serving endpoint=%s pid=%d epoch=%s", self._plan.endpoint, os.getpid(), self._epoch
         )
         poller = zmq.Poller()
-        for source in (self._clients.monitor, self._clients.socket, self._back, self._fds):
+        for source in (
+            self._clients.monitor,
+            self._clients.socket,
+            self._workers.socket,
+            self._descriptors,
+        ):
             poller.register(source, zmq.POLLIN)
         while not self._finished():
             ready = dict(poller.poll(self._timeout(time.monotonic())))
             if self._clients.monitor in ready:
                 self._on_disconnects()
-            if self._fds.fileno() in ready:
-                self._on_fds()
-            if self._back in ready:
-                self._on_back()
+            if self._workers.socket in ready:
+                self._on_back()  # before exits are dealt with: last words count
+            if self._descriptors.fileno() in ready:
+                self._descriptors.handle()
             if self._clients.socket in ready:
                 self._on_front()
             self._on_time(time.monotonic())
@@ -259,27 +261,15 @@ class Supervisor:
 
     # The back: workers.
 
-    def _bind_back(self) -> "zmq.Socket[bytes]":
-        socket = self._context.socket(zmq.ROUTER)
-        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        socket.setsockopt(zmq.MAXMSGSIZE, limits.MAX_FRAME)
-        # Unbounded on purpose: calls are bounded by each worker's capacity, streams by credit.
-        socket.setsockopt(zmq.SNDHWM, 0)
-        socket.setsockopt(zmq.RCVHWM, 0)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.bind(self._back_endpoint)
-        return socket
-
     def _on_back(self) -> None:
         for _ in range(BATCH):
             try:
-                identity, *frames = self._back.recv_multipart(zmq.NOBLOCK)
+                identity, worker, frames = self._workers.receive()
             except zmq.Again:
                 return
             now = time.monotonic()
             try:
                 message, _, _ = decode(frames)
-                worker = self._worker_of.get(identity)
                 handler = self._worker_handlers.get(type(message))
                 if worker is not None and handler is not None:
                     handler(worker, message, frames, now)  # type: ignore[arg-type]
@@ -288,7 +278,9 @@ class Supervisor:
                 else:  # of an incarnation that is gone
                     self._dispatcher.counters.late += 1
             except ProtocolError as exc:
-                logger.error("worker=%s bad message: %s", self._worker_of.get(identity), exc)
+                logger.error("worker=%s bad message: %s", worker, exc)
+            except Exception:  # outermost: one message must not end the pool
+                logger.exception("worker=%s message lost", worker)
             self._act(now)
 
     def _on_register(self, identity: bytes, message: Register, now: float) -> None:
@@ -299,19 +291,18 @@ class Supervisor:
             or worker.state is not WorkerState.STARTING
         ):
             logger.warning("refused a worker that nobody expects pid=%d", message.pid)
-            self._back.send_multipart([identity, *encode(Bye("nobody expects you"))])
+            self._workers.send_to(identity, encode(Bye("nobody expects you")))
             return
-        self._worker_of[identity] = worker.id
-        self._identity_of[worker.id] = identity
+        self._workers.admit(identity, worker.id)
         self._fleet.registered(worker.id, now)
         problem = self._skew(message) or self._bad_group(message)
         if problem is not None:
             self._fleet.failed(worker.id, problem)
-            self._back.send_multipart([identity, *encode(Bye(problem.message))])
+            self._workers.send_to(identity, encode(Bye(problem.message)))
             return
         self._log_worker("registered", worker.id)
         spec = self._fleet.models[worker.model].spec
-        self._back.send_multipart([identity, *encode(Load(worker.id), pack(spec.for_worker()))])
+        self._workers.send_to(identity, encode(Load(worker.id), pack(spec.for_worker())))
 
     def _skew(self, message: Register) -> StartupFailed | None:
         ours = (limits.PROTOCOL_VERSION, self._product)
@@ -357,7 +348,7 @@ class Supervisor:
     def _start_spawner(self) -> SpawnerLink:
         paths = [self._plan.run_dir, self._plan.socket_path]
         link = SpawnerLink(paths, [self._lock_fd])
-        self._watch(link.fileno(), self._on_spawner)
+        self._descriptors.watch(link.fileno(), self._on_spawner)
         return link
 
     def _on_spawner(self) -> None:
@@ -381,7 +372,7 @@ class Supervisor:
         level = logging.INFO if record.state is WorkerState.DRAINING else logging.ERROR
         self._log_worker(f"{cause}, in_flight={self._dispatcher.in_flight(worker)}", worker, level)
         self._exits[worker] = cause
-        self._worker_of.pop(self._identity_of.pop(worker, b""), None)
+        self._workers.forget(worker)
         for request_id in self._dispatcher.worker_gone(worker, cause):
             self._log_worker(f"call lost request_id={request_id}", worker, logging.WARNING)
         self._control.worker_gone(worker)
@@ -389,14 +380,14 @@ class Supervisor:
     def _on_worker_cleared(self, worker: str, now: float) -> None:
         stderr = self._stderr.pop(worker)
         stderr.drain()
-        self._unwatch(stderr.fileno())
+        self._descriptors.unwatch(stderr.fileno())
         stderr.close()
         self._fleet.exited(worker, self._exits.pop(worker), stderr.tail, now)
 
     def _on_spawner_death(self, now: float) -> None:
         """Its workers died with it; what did not, fell to us."""
         logger.error("the spawner died pid=%d", self._spawner.pid)
-        self._unwatch(self._spawner.fileno())
+        self._descriptors.unwatch(self._spawner.fileno())
         self._spawner.bury()
         for worker in self._fleet.workers.values():
             if worker.state in do.ALIVE and worker.id not in self._exits:
@@ -408,27 +399,24 @@ class Supervisor:
     def _watch_owner(self, lifeline_fd: int) -> None:
         """Stop when the owner ends: its pipe tells, or, where a child holds that, its pidfd."""
         if lifeline_fd >= 0:
-            self._watch(lifeline_fd, self._on_owner_gone)
+            self._descriptors.watch(lifeline_fd, self._on_owner_gone)
         if self._plan.owner_pid:
             try:
-                self._watch(os.pidfd_open(self._plan.owner_pid), self._on_owner_gone)
+                self._descriptors.watch(os.pidfd_open(self._plan.owner_pid), self._on_owner_gone)
             except ProcessLookupError:
                 self._on_owner_gone()
 
     def _on_owner_gone(self) -> None:
         logger.info("the owner is gone pid=%d", self._plan.owner_pid)
         self.stop(drain=False)
-        for fd in [
-            fd for fd, handler in self._fd_handlers.items() if handler == self._on_owner_gone
-        ]:
-            self._unwatch(fd)
+        self._descriptors.unwatch_all(self._on_owner_gone)
 
     def _watch_signals(self) -> None:
         readable, writable = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, lambda *_: None)
-        self._watch(readable, lambda: self._on_signals(os.read(readable, 64)))
+        self._descriptors.watch(readable, lambda: self._on_signals(os.read(readable, 64)))
 
     def _on_signals(self, signums: bytes) -> None:
         for signum in signums:
@@ -471,7 +459,7 @@ class Supervisor:
                     case ToClient(client, frames):
                         self._send_client(client, frames)
                     case ToWorker(worker, frames):
-                        self._send_worker(worker, frames)
+                        self._workers.send(worker, frames)
             for action in actions:
                 self._do(action, now)
             empty = [w for w in self._fleet.emptying if not self._dispatcher.in_flight(w)]
@@ -489,7 +477,7 @@ class Supervisor:
             case do.Drain(worker):
                 self._dispatcher.worker_draining(worker)
             case do.SayBye(worker):
-                self._send_worker(worker, encode(Bye("stop")))
+                self._workers.send(worker, encode(Bye("stop")))
             case do.Kill(worker, gently):
                 self._spawner.kill(worker, signal.SIGTERM if gently else signal.SIGKILL)
             case do.Refuse(model, error):
@@ -503,8 +491,8 @@ class Supervisor:
     def _spawn(self, worker: str, nonce: str) -> None:
         spec = self._fleet.models[self._fleet.workers[worker].model].spec
         stderr = self._stderr[worker] = WorkerStderr(self._plan.log_dir, worker)
-        self._watch(stderr.fileno(), lambda: self._on_stderr(stderr))
-        command = worker_command(self._plan.python, self._back_endpoint, worker)
+        self._descriptors.watch(stderr.fileno(), lambda: self._on_stderr(stderr))
+        command = worker_command(self._plan.python, self._workers.endpoint, worker)
         environment = worker_environment(os.environ, spec.env)
         try:
             self._spawner.spawn(worker, nonce, command, environment, stderr)
@@ -517,35 +505,9 @@ class Supervisor:
         if lost is not None:
             self._drop(lost, "it is gone or does not read")
 
-    def _send_worker(self, worker: str, frames: list[Bytes]) -> None:
-        identity = self._identity_of.get(worker)
-        if identity is None:
-            return  # its death is being dealt with
-        try:
-            self._back.send_multipart([identity, *frames], zmq.NOBLOCK)
-        except zmq.ZMQError as exc:  # its process ends, or has; the spawner will say so
-            logger.info("worker=%s unreachable: %s", worker, exc)
-
-    # Descriptors.
-
-    def _watch(self, fd: int, handler: Callable[[], None]) -> None:
-        self._fds.register(fd, select.EPOLLIN)
-        self._fd_handlers[fd] = handler
-
-    def _unwatch(self, fd: int) -> None:
-        if self._fd_handlers.pop(fd, None) is not None:
-            self._fds.unregister(fd)
-
-    def _on_fds(self) -> None:
-        for fd, _ in self._fds.poll(0):
-            handler = self._fd_handlers.get(fd)
-            if handler is not None:
-                handler()
-        self._act(time.monotonic())
-
     def _on_stderr(self, stderr: WorkerStderr) -> None:
         if not stderr.read():
-            self._unwatch(stderr.fileno())
+            self._descriptors.unwatch(stderr.fileno())
 
     # Words.
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
 
-from vllmport.bridge.errors import InvalidRequest, StartupFailed
+from vllmport.bridge.errors import InvalidRequest, StartupFailed, shown
 from vllmport.worker.engine import Key, Partial, Port, Request
 from vllmport.worker.engines.stepped import run_stepped
 
@@ -161,7 +161,13 @@ class EchoEngine:
     # Verbs.
 
     def _start(self, request: Request, prompt: str) -> None:
-        params = _checked(request.args.get("sampling_params") or {}, SAMPLING, "sampling parameter")
+        given = request.args.get("sampling_params") or {}
+        if not isinstance(given, dict):
+            raise _refusal("sampling_params", given, "a map")
+        params = _checked(given, SAMPLING, "sampling parameter")
+        limit = params["max_tokens"]
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise _refusal("max_tokens", limit, "a whole number from 1, or None")
         room = self._args["max_model_len"]
         if not 0 < len(prompt) <= room:
             raise InvalidRequest.of(
@@ -172,22 +178,28 @@ class EchoEngine:
         self._running[request.key] = _Generation(request, prompt, params)
 
     def _generate(self, request: Request) -> None:
-        prompt = request.args["prompt"]
+        prompt = request.args.get("prompt")
         if isinstance(prompt, dict):
             prompt = prompt.get("prompt", prompt.get("prompt_token_ids"))
         if isinstance(prompt, list):
-            prompt = "".join(map(chr, prompt))
-        self._start(request, prompt)
+            prompt = _text_of("prompt", prompt)
+        self._start(request, _text("prompt", prompt))
 
     def _chat(self, request: Request) -> None:
-        self._start(request, "\n".join(str(m["content"]) for m in request.args["messages"]))
+        messages = request.args.get("messages")
+        try:
+            said = [str(message["content"]) for message in messages]  # type: ignore[union-attr]
+        except (TypeError, LookupError):
+            raise _refusal("messages", messages, "a list of maps with `content`") from None
+        self._start(request, "\n".join(said))
 
     def _tokenize(self, request: Request) -> None:
-        ids = [ord(char) for char in request.args["prompt"]]
+        ids = [ord(char) for char in _text("prompt", request.args.get("prompt"))]
         self._port.finish(request.key, {"token_ids": ids, "count": len(ids)})
 
     def _detokenize(self, request: Request) -> None:
-        self._port.finish(request.key, {"text": "".join(map(chr, request.args["token_ids"]))})
+        text = _text_of("token_ids", request.args.get("token_ids"))
+        self._port.finish(request.key, {"text": text})
 
     def _fault(self, request: Request) -> None:
         """Go wrong in the way that `kind` names."""
@@ -212,6 +224,25 @@ class EchoEngine:
             case kind:
                 raise InvalidRequest.of("kind", kind, f"unknown fault {kind!r}")
         self._port.finish(request.key, None)
+
+
+def _text(parameter: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise _refusal(parameter, value, "text, token ids or a map with one of them")
+    return value
+
+
+def _text_of(parameter: str, token_ids: Any) -> str:
+    try:
+        return "".join(map(chr, token_ids))
+    except (TypeError, ValueError, OverflowError):
+        raise _refusal(parameter, token_ids, "a list of character numbers") from None
+
+
+def _refusal(parameter: str, value: Any, wanted: str) -> InvalidRequest:
+    return InvalidRequest.of(
+        parameter, shown(value), f"{parameter} is {wanted}, not {shown(value)}"
+    )
 
 
 def _checked(given: Mapping[str, Any], known: Mapping[str, Any], what: str) -> dict[str, Any]:
