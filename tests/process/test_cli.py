@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from processes import PATIENCE, eventually, program, serving, unfinished, vllmport
+from processes import (
+    PATIENCE,
+    eventually,
+    program,
+    serving,
+    unfinished,
+    vllmport,
+    worker_of,
+    worker_pid,
+)
 from vllmport.pool import Pool
 
 POOL_TOML = """
@@ -173,11 +182,11 @@ def test_stop_ends_the_service(endpoint: str, options: list[str]) -> None:
 def test_log_lines_name_model_worker_and_process(endpoint: str) -> None:
     with serving(endpoint, "--model", "echo") as server:
         with Pool.connect(endpoint) as pool:
-            worker = eventually(lambda: pool.status()["workers"][0])
-            eventually(lambda: pool.status()["workers"][0]["state"] == "READY")
+            eventually(lambda: worker_of(pool)["state"] == "READY")
+            pid = worker_pid(pool)
         server.terminate()
         _, log = server.communicate(timeout=PATIENCE)
-    fields = f"model=echo worker=echo/0 pid={worker['pid']}"
+    fields = f"model=echo worker=echo/0 pid={pid}"
     for event in ("spawned", "registered", "ready", "exited with status 0"):
         assert any(event in line and fields in line for line in log.splitlines()), (event, log)
     assert f"serving endpoint={endpoint}" in log

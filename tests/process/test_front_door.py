@@ -75,6 +75,7 @@ def dealer(context: zmq.Context[Dealer], shared_pool: Pool) -> Dealer:
 
 def connected(context: zmq.Context[Dealer], endpoint: str) -> Dealer:
     own = context.socket(zmq.DEALER)
+    own.setsockopt(zmq.LINGER, 0)
     own.connect(endpoint)
     return own
 
@@ -330,35 +331,35 @@ def test_many_clients_come_and_go_while_the_pool_is_busy(shared_pool: Pool, echo
             future.result()
 
 
-@pytest.mark.parametrize("says", ["nothing", "hello and bye"])
+@pytest.fixture
+def clients(context: zmq.Context[Dealer], door: Path) -> Iterator[Clients]:
+    """The supervisor's front socket alone, so that a test decides when its reports are read."""
+    front = Clients(context, f"ipc://{door}", 1 << 20)
+    yield front
+    front.socket.disable_monitor()
+    front.socket.close(linger=0)
+
+
+def come_in(own: Dealer, clients: Clients) -> Client:
+    """Say HELLO and be let in."""
+    say(own, HELLO)
+    assert clients.socket.poll(WAIT_MS)
+    identity, known, _, first = clients.receive()
+    assert known is None
+    assert first is not None
+    return clients.admit(identity, first, 1)[0]
+
+
 def test_end_of_an_earlier_connection_is_not_taken_for_the_next_ones(
-    context: zmq.Context[Dealer], door: Path, says: str
+    context: zmq.Context[Dealer], clients: Clients, door: Path
 ) -> None:
-    """The kernel gives the next connection the same descriptor; the end is read after its HELLO."""
-    clients = Clients(context, f"ipc://{door}", 1 << 20)
-    context.setsockopt(zmq.LINGER, 0)
-    guests = []
-
-    def come_in() -> tuple[Dealer, Client]:
-        guest = connected(context, f"ipc://{door}")
-        guests.append(guest)
-        say(guest, HELLO)
-        assert clients.socket.poll(WAIT_MS)
-        identity, known, _, first = clients.receive()
-        assert known is None
-        assert first is not None
-        return guest, clients.admit(identity, first, 1)[0]
-
-    if says == "nothing":
-        with socket.socket(socket.AF_UNIX) as visitor:
-            visitor.connect(str(door))
-    else:
-        guest, client = come_in()
-        clients.forget(client)  # as after BYE
-        guest.close(linger=0)
+    """The kernel gives the next connection the same descriptor."""
+    with connected(context, f"ipc://{door}") as guest:
+        clients.forget(come_in(guest, clients))  # as after BYE
     assert clients.monitor.poll(WAIT_MS), "its end is reported, but not read yet"
-    _, client = come_in()
-    assert client not in clients.disconnected()
+    with connected(context, f"ipc://{door}") as guest:
+        client = come_in(guest, clients)
+        assert client not in clients.disconnected()
 
 
 def test_second_pool_at_the_same_place_is_refused(shared_pool: Pool, echo: LLM) -> None:

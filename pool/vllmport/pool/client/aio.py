@@ -6,6 +6,8 @@ The connection and its thread are those of the sync client; only the waiting is 
 import asyncio
 import contextlib
 import time
+import weakref
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
@@ -35,26 +37,68 @@ from vllmport.pool.client.results import Delta, RequestOutput, deltas_from, resu
 T = TypeVar("T")
 
 
+class _Courier:
+    """Wakes the mailboxes of one event loop: one call into the loop, however many got something."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._filled: list[LoopMailbox] = []
+        self._coming = False
+
+    def announce(self, mailbox: "LoopMailbox") -> None:
+        """Have a mailbox looked at soon; called by whoever reads the socket."""
+        self._filled.append(mailbox)
+        if not self._coming:
+            self._coming = True
+            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._coming = False  # first: what is announced from here on comes with the next round
+        filled, self._filled = self._filled, []
+        for mailbox in filled:
+            mailbox.wake()
+
+
+_couriers: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Courier]" = (
+    weakref.WeakKeyDictionary()
+)
+
+
 class LoopMailbox:
-    """A mailbox for a coroutine: the connection's thread hands events to the loop."""
+    """A mailbox for a coroutine."""
+
+    can_read = False
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[Event] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
+        self._courier = _couriers.get(self._loop) or _couriers.setdefault(
+            self._loop, _Courier(self._loop)
+        )
+        self._events: deque[Event] = deque()
+        self._waiter: asyncio.Future[None] | None = None
 
     def put(self, event: Event) -> None:
-        """Add an event, from the connection's thread."""
-        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
+        """Add an event; called by whoever reads the socket."""
+        self._events.append(event)
+        self._courier.announce(self)
+
+    def wake(self) -> None:
+        """Let the coroutine that waits look again."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def get(self, timeout: float | None = None) -> Event | None:
         """Wait for the next event; None if nothing came within `timeout` seconds."""
-        if timeout is None:
-            return await self._queue.get()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                return await self._queue.get()
-        return None
+            async with asyncio.timeout(timeout) if timeout is not None else _forever:
+                while not self._events:
+                    self._waiter = self._loop.create_future()
+                    await self._waiter
+        return self._events.popleft() if self._events else None
+
+
+_forever = contextlib.nullcontext()
 
 
 class AsyncStream(AsyncIterator[Delta]):

@@ -1,11 +1,17 @@
 """One connection to a supervisor: calls go out, their events come back into mailboxes.
 
-Owns the socket and the thread that reads it. Safe to use from many threads. It lives until the
-supervisor or the user ends it and is never revived; `link.py` opens the next one.
+Owns the socket. Safe to use from many threads. It lives until supervisor or user ends it, and
+never again; `link.py` opens the next one.
+
+Whoever waits for an answer reads the socket, if nobody else does: an answer to a lone caller passes
+through no second thread. Whatever others wait for at that time is put into their mailboxes. A
+thread of the connection's own reads when there is nobody who could: for coroutines, and for the
+callers that are left when the one who read has gone.
 """
 
 import itertools
 import logging
+import math
 import os
 import select
 import socket
@@ -47,9 +53,11 @@ from vllmport.bridge.messages import (
     error_from,
 )
 from vllmport.bridge.timeouts import milliseconds, to_wire
-from vllmport.pool.client.mailbox import Done, Failed, Item, Mailbox
+from vllmport.pool.client.mailbox import Done, Event, Failed, Item, Mailbox, ThreadMailbox
 
 logger = logging.getLogger("vllmport.client")
+
+_POLLIN: Final = int(zmq.POLLIN)
 
 GRACE: Final = 2 * DEADLINE_GRACE_MS / 1000
 """Seconds after a deadline before this end gives up on the supervisor's answer."""
@@ -76,6 +84,7 @@ class Connection:
         self._lock = threading.Lock()
         self._ids = itertools.count(1)
         self._mailboxes: dict[int, Mailbox] = {}
+        self._open: dict[Mailbox, int] = {}  # how many calls each mailbox waits for
         self._deadlines: Deadlines[int] = Deadlines()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -91,7 +100,13 @@ class Connection:
         except VllmportError:
             self._release()
             raise
-        self._thread = threading.Thread(target=self._read, name="vllmport-client", daemon=True)
+        self._poller = select.poll()
+        for source in (self._socket, self._monitor):
+            self._poller.register(int(source.getsockopt(zmq.FD)), select.POLLIN)
+        self._poller.register(self._wake, select.POLLIN)
+        self._reading = threading.Lock()  # held by the one who reads
+        self._needed = threading.Event()  # set when the connection's own thread has to read
+        self._thread = threading.Thread(target=self._serve, name="vllmport-client", daemon=True)
         self._thread.start()
 
     def __repr__(self) -> str:
@@ -101,7 +116,11 @@ class Connection:
     @property
     def alive(self) -> bool:
         """Whether calls can be made on it, in this process."""
-        return self._error is None and self.pid == os.getpid()
+        if self._error is not None or self.pid != os.getpid():
+            return False
+        with self._lock:
+            lost = self._error is not None or _readable(self._monitor)
+        return not lost
 
     def submit(
         self,
@@ -133,6 +152,7 @@ class Connection:
             if self._error is not None:
                 raise self._error
             self._mailboxes[call_id] = mailbox
+            self._open[mailbox] = self._open.get(mailbox, 0) + 1
             wake = self._deadlines.next()
             self._deadlines.set(call_id, time.monotonic() + timeout + GRACE)
             wake_early = self._deadlines.next() < wake
@@ -144,7 +164,31 @@ class Connection:
                 raise Overloaded(text, details={"retry_after": 0.1}) from None
             if wake_early:
                 self._poke()
+        if not mailbox.can_read:
+            self._needed.set()
         return call_id
+
+    def wait(self, mailbox: ThreadMailbox, timeout: float | None = None) -> Event:
+        """Wait for the next event of a mailbox; read the socket meanwhile if nobody else does.
+
+        Raises:
+            queue.Empty: Nothing came within `timeout` seconds.
+        """
+        if not mailbox.empty() or not self._reading.acquire(blocking=False):
+            return mailbox.get(timeout)
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        try:
+            while mailbox.empty() and self._error is None:
+                left = end - time.monotonic()
+                if left <= 0:
+                    break
+                self._pump(left)
+        finally:
+            self._reading.release()
+            # In this order: who found the socket taken has put its mailbox here before.
+            if len(self._open) > (mailbox in self._open):
+                self._needed.set()
+        return mailbox.get(0)
 
     def cancel(self, call_id: int) -> None:
         """Ask for a call to be given up; its terminal event still comes."""
@@ -167,10 +211,11 @@ class Connection:
             return  # a forked child: the connection is its parent's
         self._notify(Bye("closed"))
         self._end(PoolClosed("this client was closed"))
+        self._needed.set()
         with self._lock:
             self._poke()
-        if threading.current_thread() is not self._thread:
-            self._thread.join(5)
+        with self._reading:  # whoever read has let go
+            self._release()
 
     # Sending.
 
@@ -207,37 +252,45 @@ class Connection:
             raise ProtocolError(f"WELCOME comes first, not {type(message).__name__}")
         return message
 
-    # Receiving, in the connection's own thread.
+    # Receiving, by the one who holds `_reading`.
 
-    def _read(self) -> None:
-        poller = select.poll()
-        for source in (self._socket, self._monitor):
-            poller.register(int(source.getsockopt(zmq.FD)), select.POLLIN)
-        poller.register(self._wake, select.POLLIN)
+    def _serve(self) -> None:
+        """Read for those who cannot, as long as there is something to wait for."""
         while self._error is None:
-            try:
-                self._receive()
-                self._expire(time.monotonic())
-                if _readable(self._monitor):
-                    where = {"endpoint": self.endpoint}
-                    self._end(PoolLost("the supervisor is gone", details=where))
-                    break
-            except VllmportError as exc:
-                self._end(exc)
-                break
-            with self._lock:
-                wait = self._deadlines.next() - time.monotonic()
-            events = poller.poll(milliseconds(wait))
-            if any(fd == self._wake for fd, _ in events):
-                os.eventfd_read(self._wake)
-        self._release()
+            self._needed.wait()
+            self._needed.clear()
+            with self._reading:
+                while self._open and self._error is None:
+                    self._pump(math.inf)
 
-    def _receive(self) -> None:
+    def _pump(self, timeout: float) -> None:
+        """Handle what is there; if nothing is, wait for more, once."""
+        try:
+            if self._receive():
+                return
+            self._expire(time.monotonic())
+            if _readable(self._monitor):
+                where = {"endpoint": self.endpoint}
+                self._end(PoolLost("the supervisor is gone", details=where))
+                return
+        except VllmportError as exc:
+            self._end(exc)
+            return
+        with self._lock:
+            due = self._deadlines.next() - time.monotonic()
+        for fd, _ in self._poller.poll(milliseconds(min(timeout, due))):
+            if fd == self._wake:
+                os.eventfd_read(self._wake)
+
+    def _receive(self) -> bool:
+        """Handle all messages that are there; return whether there was one."""
+        found = False
         while True:
             with self._lock:
                 if not _readable(self._socket):
-                    return
+                    return found
                 frames = self._socket.recv_multipart()
+            found = True
             self._handle(frames)
 
     def _handle(self, frames: list[bytes]) -> None:
@@ -292,8 +345,16 @@ class Connection:
     # Ending.
 
     def _forget(self, call_id: int) -> Mailbox | None:
+        """Take a call out of the tables, under the lock."""
         self._deadlines.discard(call_id)
-        return self._mailboxes.pop(call_id, None)
+        mailbox = self._mailboxes.pop(call_id, None)
+        if mailbox is not None:
+            left = self._open[mailbox] - 1
+            if left:
+                self._open[mailbox] = left
+            else:
+                del self._open[mailbox]
+        return mailbox
 
     def _end(self, error: VllmportError) -> None:
         """Fail every open call, once."""
@@ -301,21 +362,21 @@ class Connection:
             if self._error is not None:
                 return
             self._error = error
-            open_calls, self._mailboxes = self._mailboxes, {}
+            open_calls, self._mailboxes, self._open = self._mailboxes, {}, {}
         for call_id, mailbox in open_calls.items():
             mailbox.put(Failed(call_id, error))
 
     def _release(self) -> None:
         with self._lock:
-            self._socket.disable_monitor()
-            self._context.destroy(linger=200)
             if self._wake >= 0:
+                self._socket.disable_monitor()
+                self._context.destroy(linger=200)
                 os.close(self._wake)
                 self._wake = -1
 
 
 def _readable(socket: "zmq.Socket[bytes]") -> bool:
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & _POLLIN)
 
 
 def _checked(header: Call, packed: Packed) -> list[Bytes]:

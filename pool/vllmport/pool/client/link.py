@@ -38,6 +38,8 @@ class Link:
             if self._closed:
                 raise PoolClosed("this client was closed")
             if self._connection is None or not self._connection.alive:
+                if self._connection is not None:
+                    self._connection.close()
                 self._connection = Connection(self.endpoint)
             return self._connection
 

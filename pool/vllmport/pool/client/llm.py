@@ -69,7 +69,7 @@ class Stream(Iterator[Delta]):
             if not self._open:
                 raise StopIteration
             try:
-                event = self._mailbox.get()
+                event = self._connection.wait(self._mailbox)
             except BaseException:  # Ctrl-C while waiting: the call must not go on unseen
                 self.close()
                 raise
@@ -353,7 +353,7 @@ class LLM:
                     if batch.done:
                         break
                     with contextlib.suppress(queue.Empty):
-                        event = mailbox.get(batch.wait(time.monotonic()))
+                        event = connection.wait(mailbox, batch.wait(time.monotonic()))
                         advance(batch.take(event, time.monotonic()))
         finally:  # an error, Ctrl-C: what still runs must not go on unseen
             for call_id in batch.open_calls:
@@ -380,7 +380,7 @@ def run_call(
     call_id = connection.submit(call, args, timeout, mailbox)
     try:
         while True:
-            match mailbox.get():
+            match connection.wait(mailbox):
                 case Item(_, value):
                     on_item(value)
                     connection.credit(call_id, 1)

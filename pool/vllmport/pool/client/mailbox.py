@@ -34,21 +34,30 @@ Event = Item | Done | Failed
 
 
 class Mailbox(Protocol):
-    """What the connection needs of a mailbox."""
+    """What the connection needs of a mailbox.
+
+    Attributes:
+        can_read: Whether its owner waits by `Connection.wait`, and so can read the socket itself.
+    """
+
+    can_read: bool
 
     def put(self, event: Event) -> None:
-        """Add an event; called from the connection's thread, never blocks."""
+        """Add an event; called by whoever reads the socket, never blocks."""
 
 
 class ThreadMailbox:
     """A mailbox for a thread."""
 
+    can_read = True
+
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.put = self._queue.put
+        self.empty = self._queue.empty
 
     def get(self, timeout: float | None = None) -> Event:
-        """Wait for the next event.
+        """Wait for the next event that somebody else reads.
 
         Raises:
             queue.Empty: Nothing came within `timeout` seconds.
