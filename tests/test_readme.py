@@ -7,8 +7,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from processes import PATIENCE, environment, serving, vllmport
 
+from processes import PATIENCE, environment, serving, vllmport
 from vllmport.pool.config import load_config, tiny_model_path
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""The main path on real vLLM: answers, streams, deadlines, cancels, refusals, through the socket."""
+"""The main path on real vLLM, through the socket: answers, deadlines, cancels, refusals, deaths."""
 
 import asyncio
 import os
@@ -6,11 +6,12 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from processes import eventually
 
+from processes import eventually
 from vllmport.pool import (
     LLM,
     AsyncPool,
@@ -71,7 +72,7 @@ def test_a_stream_says_the_same_as_a_single_call(llm: LLM) -> None:
 def test_prompts_come_in_every_form(llm: LLM) -> None:
     ids = llm.tokenize(FRANCE)
     assert llm.detokenize(ids) == FRANCE
-    prompts = [FRANCE, ids, {"prompt": FRANCE}, {"prompt_token_ids": ids}]
+    prompts: list[Any] = [FRANCE, ids, {"prompt": FRANCE}, {"prompt_token_ids": ids}]
     assert {text_of([result]) for result in llm.generate(prompts, GREEDY)} == {" Paris."}
     assert text_of(llm.generate(ids, GREEDY)) == " Paris."
 
@@ -221,7 +222,9 @@ async def test_cancelling_a_task_frees_the_engine(pool: Pool, off: LLM) -> None:
 @pytest.mark.parametrize(
     ("params", "parameter"), [({"temprature": 0}, "temprature"), ({"top_p": 7}, "top_p")]
 )
-def test_a_bad_sampling_parameter_is_named(llm: LLM, params: dict[str, float], parameter: str) -> None:
+def test_a_bad_sampling_parameter_is_named(
+    llm: LLM, params: dict[str, float], parameter: str
+) -> None:
     with pytest.raises(InvalidRequest) as caught:
         llm.generate(FRANCE, params)
     assert caught.value.parameter == parameter
@@ -244,7 +247,7 @@ def test_a_prompt_longer_than_the_model_takes_is_refused(llm: LLM) -> None:
     ],
 )
 def test_what_can_never_load_is_refused_by_name(
-    pool: Pool, off: LLM, model: str, options: dict[str, object], parameter: str
+    pool: Pool, off: LLM, model: str, options: dict[str, Any], parameter: str
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
         pool.llm(model, name="refused", **options)

@@ -240,7 +240,12 @@ class SocketPort:
             self._send_values(Items(entries, client), values)
 
     def _send_ends(self, client: int, calls: dict[Key, _OpenCall]) -> None:
-        ended = [key for key, call in calls.items() if call.summary is not None]
+        # A call that has just failed with its last item has had its end.
+        ended = [
+            key
+            for key, call in calls.items()
+            if call.summary is not None and self._calls.get(key) is call
+        ]
         if not ended:
             return
         entries = [[key[1], calls[key].attempt] for key in ended]

@@ -224,7 +224,7 @@ class Supervisor:
     def _on_client(self, client: Client, message: Message, packed: Packed, now: float) -> None:
         match message:
             case Call():
-                if self._stopping:
+                if self._stopping and (message.model or message.verb == "load"):
                     error = PoolClosed("the pool is shutting down")
                     self._send_client(client.key, _error_frames(error, message.id))
                 elif message.model:
