@@ -55,7 +55,6 @@ class Clients:
         self._by_identity: dict[bytes, Client] = {}
         self._by_key: dict[int, Client] = {}
         self._by_fd: dict[int, Client] = {}
-        self._closed_early: dict[int, int] = {}
         self._slow: dict[int, Client] = {}
         socket.bind(endpoint)
 
@@ -87,8 +86,11 @@ class Clients:
                 frames.append(self.socket.recv())
         return identity, client, frames, first
 
-    def admit(self, identity: bytes, frame: zmq.Frame, pid: int) -> tuple[Client, Client | None]:
-        """Take a new client in; also return the one whose connection it must have replaced.
+    def admit(self, identity: bytes, frame: zmq.Frame, pid: int) -> tuple[Client, list[Client]]:
+        """Take a new client in; also return those whose connections have ended meanwhile.
+
+        The transport reports the end of a connection before it closes the descriptor, and so before
+        another connection can have the same one: once all reports are read, `fd` is this one's.
 
         Raises:
             PermissionError: It belongs to another user.
@@ -97,25 +99,17 @@ class Clients:
         uid = address.rsplit(":", 3)[1] if address.count(":") >= 3 else ""
         if uid != str(os.getuid()):
             raise PermissionError(f"this pool belongs to another user (peer {address})")
-        fd = int(frame.get(zmq.SRCFD))
-        replaced = self._by_fd.get(fd)
-        if replaced is not None:  # its end has not been reported yet, and will be
-            self._closed_early[fd] = self._closed_early.get(fd, 0) + 1
-            self.forget(replaced)
-        client = Client(next(self._keys), identity, fd, pid)
-        self._by_identity[identity] = self._by_key[client.key] = self._by_fd[fd] = client
-        return client, replaced
+        gone = self.disconnected()
+        client = Client(next(self._keys), identity, int(frame.get(zmq.SRCFD)), pid)
+        self._by_identity[identity] = self._by_key[client.key] = self._by_fd[client.fd] = client
+        return client, gone
 
     def disconnected(self) -> list[Client]:
         """Return the clients whose connections ended since the last time, already forgotten."""
         gone = []
         while int(self.monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             event, _endpoint = self.monitor.recv_multipart()
-            fd = _MONITOR_EVENT.unpack(event)[1]
-            if self._closed_early.get(fd):
-                self._closed_early[fd] -= 1
-                continue
-            client = self._by_fd.get(fd)
+            client = self._by_fd.get(_MONITOR_EVENT.unpack(event)[1])
             if client is not None:
                 self.forget(client)
                 gone.append(client)

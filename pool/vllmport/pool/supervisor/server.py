@@ -212,11 +212,10 @@ class Supervisor:
                 f"the client {message.versions} ({message.product}); install matching versions"
             )
         try:
-            client, replaced = self._clients.admit(identity, first, message.pid)
+            client, gone = self._clients.admit(identity, first, message.pid)
         except PermissionError as exc:
             raise ProtocolError(str(exc)) from exc
-        if replaced is not None:
-            self._forget_client(replaced)
+        self._forget_clients(gone)
         logger.info("client=%d connected pid=%d name=%s", client.key, message.pid, message.name)
         welcome = Welcome(limits.PROTOCOL_VERSION, self._product, self._epoch, os.getpid())
         self._send_client(client.key, encode(welcome, pack(_limits())))
@@ -244,10 +243,13 @@ class Supervisor:
                 raise ProtocolError(f"a client sends no {type(message).__name__.upper()}")
 
     def _on_disconnects(self) -> None:
-        for client in self._clients.disconnected():
+        self._forget_clients(self._clients.disconnected())
+        self._act(time.monotonic())
+
+    def _forget_clients(self, gone: list[Client]) -> None:
+        for client in gone:
             logger.info("client=%d disconnected pid=%d", client.key, client.pid)
             self._forget_client(client)
-        self._act(time.monotonic())
 
     def _drop(self, client: Client, why: str) -> None:
         logger.info("client=%d dropped: %s", client.key, why)
@@ -481,8 +483,11 @@ class Supervisor:
             case do.Kill(worker, gently):
                 self._spawner.kill(worker, signal.SIGTERM if gently else signal.SIGKILL)
             case do.Refuse(model, error):
+                error.details.setdefault("interpreter", self._plan.python)
                 self._dispatcher.refuse(model, error)
             case do.Settled(model, error):
+                if error is not None:
+                    error.details.setdefault("interpreter", self._plan.python)
                 self._control.settled(model, error, now)
             case do.Removed(model):
                 self._dispatcher.remove_model(model, PoolClosed(f"model {model!r} was unloaded"))
