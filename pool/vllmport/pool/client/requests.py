@@ -32,7 +32,7 @@ def prompt_list(prompts: Prompts) -> list[Prompt]:
     """
     if isinstance(prompts, (str, Mapping)):
         return [prompts]
-    if not isinstance(prompts, Sequence):
+    if isinstance(prompts, (bytes, bytearray)) or not isinstance(prompts, Sequence):
         text = f"a prompt is text, token ids or a map, not {type(prompts).__name__}"
         raise InvalidRequest.of("prompts", repr(prompts)[:200], text)
     if prompts and all(isinstance(item, int) for item in prompts):

@@ -46,6 +46,7 @@ class Clients:
         socket.setsockopt(zmq.SNDHWM, 1000)
         socket.setsockopt(zmq.RCVHWM, 1000)
         socket.setsockopt(zmq.LINGER, 200)
+        socket.setsockopt(zmq.BACKLOG, 4096)  # a full one looks like a dead pool to who connects
         socket.setsockopt(zmq.HEARTBEAT_IVL, 5000)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20000)
         self.socket = socket
