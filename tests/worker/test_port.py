@@ -227,10 +227,11 @@ def test_progress_goes_out_at_once(bench: Bench) -> None:
 # Results go out.
 
 
-def test_result_goes_out_with_worker_and_attempt(bench: Bench) -> None:
-    key = bench.call(7, client=3, attempt=2)
-    bench.port.finish(key, {"text": "done"})
-    assert bench.only() == (Result(7, 3, "m/0", 2), {"text": "done"})
+def test_results_of_one_step_go_out_together_with_worker_and_attempts(bench: Bench) -> None:
+    for number, attempt in ((7, 2), (8, 1)):
+        bench.port.finish(bench.call(number, client=3, attempt=attempt), {"text": number})
+    bench.port.flush()
+    assert bench.only() == (End([[7, 2], [8, 1]], 3, "m/0"), [{"text": 7}, {"text": 8}])
 
 
 def test_one_flush_makes_one_message_for_each_client(bench: Bench) -> None:
@@ -343,6 +344,7 @@ def test_dead_engine_fails_every_call_once(bench: Bench) -> None:
 def test_result_that_cannot_travel_is_an_error(bench: Bench) -> None:
     key = bench.call(1)
     bench.port.finish(key, object())
+    bench.port.flush()
     message, _ = bench.only()
     assert (message.id, message.code, message.worker) == (1, "engine_error", "m/0")
     assert "cannot travel" in message.message

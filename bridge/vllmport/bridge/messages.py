@@ -155,9 +155,10 @@ class Items(NamedTuple):
 
 
 class End(NamedTuple):
-    """Worker → supervisor → client, terminal for each stream it names.
+    """Worker → supervisor → client, terminal for each call it names.
 
-    `entries` holds `[call id, attempt]`. Payload: an array of maps, one for each entry.
+    `entries` holds `[call id, attempt]`. Payload: an array of results or, for streams, summaries,
+    one for each entry.
     """
 
     entries: list[list[int]]

@@ -32,7 +32,6 @@ from vllmport.bridge.messages import (
     Ping,
     Pong,
     Progress,
-    Result,
     decode,
     encode,
     error_message,
@@ -49,7 +48,7 @@ _NOTHING = Partial("waiting", 0, None)
 class _OpenCall:
     """One call between its CALL and its terminal message."""
 
-    __slots__ = ("attempt", "credit", "is_stream", "pending", "sequence", "summary")
+    __slots__ = ("attempt", "credit", "finished", "is_stream", "pending", "sequence", "summary")
 
     def __init__(self, call: Call) -> None:
         self.is_stream = call.window > 0
@@ -58,6 +57,7 @@ class _OpenCall:
         self.sequence = 0
         self.pending: dict[str, Any] | None = None
         self.summary: Any = None
+        self.finished = False
 
 
 class SocketPort:
@@ -111,15 +111,10 @@ class SocketPort:
 
     def finish(self, key: Key, value: Any) -> None:
         call = self._calls.get(key)
-        if call is None:
-            return
-        if call.is_stream:
+        if call is not None:
             call.summary = value
+            call.finished = True
             self._dirty[key] = call
-            return
-        self._forget(key)
-        client, call_id = key
-        self._send(Result(call_id, client, self._worker, call.attempt), value, key)
 
     def fail(self, key: Key, error: BaseException) -> None:
         call = self._forget(key)
@@ -228,7 +223,7 @@ class SocketPort:
         values = []
         for key, call in calls.items():
             # The last item of a stream goes out even without credit: END must not wait.
-            last = call.summary is not None or key not in self._calls
+            last = call.finished or key not in self._calls
             if call.pending is None or (call.credit <= 0 and not last):
                 continue
             entries.append([key[1], call.sequence])
@@ -242,9 +237,7 @@ class SocketPort:
     def _send_ends(self, client: int, calls: dict[Key, _OpenCall]) -> None:
         # A call that has just failed with its last item has had its end.
         ended = [
-            key
-            for key, call in calls.items()
-            if call.summary is not None and self._calls.get(key) is call
+            key for key, call in calls.items() if call.finished and self._calls.get(key) is call
         ]
         if not ended:
             return
@@ -271,14 +264,6 @@ class SocketPort:
             call = self._forget(key)
             if call is not None:
                 self._send_error(key, call.attempt, _cannot_travel(exc))
-            return
-        self._socket.send_multipart(frames)
-
-    def _send(self, message: Result, value: Any, key: Key) -> None:
-        try:
-            frames = encode(message, pack(value))
-        except InvalidRequest as exc:
-            self._send_error(key, message.attempt, _cannot_travel(exc))
             return
         self._socket.send_multipart(frames)
 
