@@ -268,10 +268,11 @@ def test_call_id_that_is_open_already_is_refused_and_the_first_goes_on(
     refused, _ = hear(dealer)
     assert isinstance(refused, Error)
     assert (refused.id, refused.code) == (7, "protocol_error")
-    answer, value = hear(dealer)
-    assert isinstance(answer, Result)
-    assert isinstance(value, dict)
-    assert len(value["outputs"][0]["text"]) == 200
+    answer, values = hear(dealer)
+    assert isinstance(answer, End)
+    assert answer.entries == [[7, 1]]
+    assert isinstance(values, list)
+    assert len(values[0]["outputs"][0]["text"]) == 200
 
 
 def test_client_that_says_bye_is_forgotten(shared_pool: Pool, echo: LLM, dealer: Dealer) -> None:
