@@ -42,16 +42,18 @@ from vllmport.worker.engine import Engine, Key, Partial, Request
 
 logger = logging.getLogger("vllmport.worker")
 
+MAX_BATCH = 64 * 1024
+"""Bytes of outputs in one message; more go one by one."""
+
 _NOTHING = Partial("waiting", 0, None)
 
 
 class _OpenCall:
     """One call between its CALL and its terminal message."""
 
-    __slots__ = ("attempt", "credit", "finished", "is_stream", "pending", "sequence", "summary")
+    __slots__ = ("attempt", "credit", "finished", "pending", "sequence", "summary")
 
     def __init__(self, call: Call) -> None:
-        self.is_stream = call.window > 0
         self.credit = call.window
         self.attempt = call.attempt
         self.sequence = 0
@@ -164,7 +166,7 @@ class SocketPort:
 
     def _on_call(self, call: Call, payload: Bytes, buffers: list[Bytes]) -> None:
         key = (call.client, call.id)
-        opened = self._calls[key] = _OpenCall(call)
+        self._calls[key] = _OpenCall(call)
         self._deadlines.set(key, from_wire(call.remaining_ms, time.monotonic()))
         try:
             args = unpack(payload, buffers)
@@ -172,7 +174,7 @@ class SocketPort:
                 raise InvalidRequest("the payload of a CALL is a map of arguments")
             assert self._engine is not None, "calls come only after READY"
             self._engine.submit(
-                Request(key, call.verb, args, opened.is_stream, call.priority, call.request_id)
+                Request(key, call.verb, args, call.window > 0, call.priority, call.request_id)
             )
         except VllmportError as exc:
             self.fail(key, exc)
@@ -243,29 +245,36 @@ class SocketPort:
             return
         entries = [[key[1], calls[key].attempt] for key in ended]
         summaries = [calls[key].summary for key in ended]
-        for key in ended:
-            self._deadlines.discard(key)
         self._send_values(End(entries, client, self._worker), summaries)
         for key in ended:
             self._forget(key)
 
     def _send_values(self, batch: Items | End, values: list[Any]) -> None:
-        """Send a batch; if it cannot travel, its parts; a part that cannot fails its call alone."""
+        """Send a batch, or its parts if it is large or cannot travel as a whole.
+
+        A part that cannot travel fails its call alone. Small messages let the supervisor bound
+        what waits for a client that does not read.
+        """
         try:
-            frames = encode(batch, pack(values))
+            packed = pack(values)
+            small = sum(map(len, (packed.payload, *packed.buffers))) <= MAX_BATCH
         except InvalidRequest as exc:
-            if len(values) > 1:
-                for entry, value in zip(batch.entries, values, strict=True):
-                    self._send_values(batch._replace(entries=[entry]), [value])
+            if len(values) == 1:
+                self._fail_output((batch.client, batch.entries[0][0]), exc)
                 return
-            key = (batch.client, batch.entries[0][0])
-            if self._engine is not None:
-                self._engine.abort(key)
-            call = self._forget(key)
-            if call is not None:
-                self._send_error(key, call.attempt, _cannot_travel(exc))
+            small = False
+        if small or len(values) == 1:
+            self._socket.send_multipart(encode(batch, packed))
             return
-        self._socket.send_multipart(frames)
+        for entry, value in zip(batch.entries, values, strict=True):
+            self._send_values(batch._replace(entries=[entry]), [value])
+
+    def _fail_output(self, key: Key, exc: InvalidRequest) -> None:
+        if self._engine is not None:
+            self._engine.abort(key)
+        call = self._forget(key)
+        if call is not None:
+            self._send_error(key, call.attempt, _cannot_travel(exc))
 
     def _send_error(self, key: Key, attempt: int, error: VllmportError) -> None:
         error.worker, error.attempt = self._worker, attempt

@@ -188,7 +188,8 @@ class Connection:
             # In this order: who found the socket taken has put its mailbox here before.
             if len(self._open) > (mailbox in self._open):
                 self._needed.set()
-        return mailbox.get(0)
+        # Where the connection was ended by another thread, that one is about to put the error here.
+        return mailbox.get(None if timeout is None else max(0.0, end - time.monotonic()))
 
     def cancel(self, call_id: int) -> None:
         """Ask for a call to be given up; its terminal event still comes."""
