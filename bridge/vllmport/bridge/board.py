@@ -1,0 +1,119 @@
+"""What a worker leaves on record while it works, in memory that outlives it.
+
+Pure: reads and writes a buffer. Worker and supervisor map the same file, so that the supervisor
+knows without a message, also of a worker that hangs or was killed, how often its loop turned, how
+many steps its engine made, and of each call whether it was started and how many tokens it had.
+
+All numbers are little-endian. A head of 32 bytes: turns of the loop (u64), steps of the engine
+(u64), 16 bytes unused. Then a slot of 24 bytes for each call the worker holds: client (i64), call
+id (i64), tokens (u32), state (u32). The state is written last and cleared first, so that a slot in
+use is whole, whenever its writer was killed.
+"""
+
+from enum import IntEnum
+from struct import Struct
+from typing import Final, NamedTuple
+
+SLOTS: Final = 8192
+"""Calls one worker can hold on record, and so the most it is given at one time."""
+
+_HEAD: Final = Struct("<QQ")
+_NUMBER: Final = Struct("<Q")
+_SLOT: Final = Struct("<qqI")
+_WORD: Final = Struct("<I")
+_HEAD_SIZE: Final = 32
+_SLOT_SIZE: Final = 24
+_TOKENS_AT: Final = 16
+_STATE_AT: Final = 20
+_MAX_TOKENS: Final = 2**32 - 1
+
+SIZE: Final = _HEAD_SIZE + SLOTS * _SLOT_SIZE
+"""Bytes of the buffer."""
+
+
+class Held(IntEnum):
+    """How far a call on a worker has come."""
+
+    NOTHING = 0
+    """The slot is free."""
+    WAITING = 1
+    """It waits inside the worker; nothing was computed for it."""
+    STARTED = 2
+    """The engine has it."""
+
+
+class OnRecord(NamedTuple):
+    """One call, as the board has it."""
+
+    held: Held
+    tokens: int
+
+
+class Board:
+    """Both ends of the record.
+
+    Args:
+        buffer: Writable for a worker; at least `SIZE` bytes, zero at first.
+    """
+
+    def __init__(self, buffer: memoryview | bytearray) -> None:
+        self._buffer = buffer
+        self._free = list(range(SLOTS - 1, -1, -1))  # the lowest first: few pages are touched
+        self._turns = 0
+
+    # The worker writes.
+
+    def turn(self, steps: int) -> None:
+        """Record one more turn of the loop, and how many steps the engine has made so far."""
+        self._turns += 1
+        _HEAD.pack_into(self._buffer, 0, self._turns, steps)
+
+    def hold(self, client: int, call_id: int, held: Held) -> int:
+        """Record a call and return its slot.
+
+        Raises:
+            IndexError: There are `SLOTS` calls on record already.
+        """
+        slot = self._free.pop()
+        at = _HEAD_SIZE + slot * _SLOT_SIZE
+        _SLOT.pack_into(self._buffer, at, client, call_id, 0)
+        _WORD.pack_into(self._buffer, at + _STATE_AT, held)
+        return slot
+
+    def start(self, slot: int) -> None:
+        """Record that the engine has the call now."""
+        at = _HEAD_SIZE + slot * _SLOT_SIZE
+        _WORD.pack_into(self._buffer, at + _STATE_AT, Held.STARTED)
+
+    def count(self, slot: int, tokens: int) -> None:
+        """Record how many tokens a call has had so far."""
+        at = _HEAD_SIZE + slot * _SLOT_SIZE
+        _WORD.pack_into(self._buffer, at + _TOKENS_AT, min(tokens, _MAX_TOKENS))
+
+    def drop(self, slot: int) -> None:
+        """Take a call off the record."""
+        at = _HEAD_SIZE + slot * _SLOT_SIZE
+        _WORD.pack_into(self._buffer, at + _STATE_AT, Held.NOTHING)
+        self._free.append(slot)
+
+    # The supervisor reads.
+
+    @property
+    def turns(self) -> int:
+        """How often the worker's loop has turned."""
+        return int(_NUMBER.unpack_from(self._buffer, 0)[0])
+
+    @property
+    def steps(self) -> int:
+        """How many steps the engine has made."""
+        return int(_NUMBER.unpack_from(self._buffer, 8)[0])
+
+    def calls(self) -> dict[tuple[int, int], OnRecord]:
+        """Return the calls on record: (client, call id) → how far it has come."""
+        found = {}
+        for at in range(_HEAD_SIZE, SIZE, _SLOT_SIZE):
+            state = _WORD.unpack_from(self._buffer, at + _STATE_AT)[0]
+            if state != Held.NOTHING:
+                client, call_id, tokens = _SLOT.unpack_from(self._buffer, at)
+                found[client, call_id] = OnRecord(Held(state), tokens)
+        return found
