@@ -7,9 +7,10 @@ from vllmport.bridge.codec import pack, unpack
 from vllmport.bridge.errors import PoolClosed
 from vllmport.bridge.messages import Call, End, Error, Message, Result, decode
 from vllmport.pool.plan import Policy
-from vllmport.pool.supervisor import fleet as do
+from vllmport.pool.supervisor import actions as do
 from vllmport.pool.supervisor.control import Control
 from vllmport.pool.supervisor.dispatch import Dispatcher, ToClient, ToWorker
+from vllmport.pool.supervisor.events import EventLog
 from vllmport.pool.supervisor.fleet import Fleet
 
 
@@ -57,10 +58,12 @@ class Deciders:
         self.removed: list[str] = []
         self._nonces = iter(map(str, range(10**9)))
         self.dispatcher = Dispatcher(policy.max_queue, policy.max_queue_bytes)
-        self.fleet = Fleet(policy, lambda: next(self._nonces), jitter=lambda: 0.5)
+        self.events = EventLog(lambda: self.now)
+        self.fleet = Fleet(policy, self.events, lambda: next(self._nonces), jitter=lambda: 0.5)
         self.control = Control(
             self.fleet,
             self.dispatcher,
+            self.events,
             {"tiny": "/models/tiny", "echo": "echo"},
             lambda: {"supervisor": {}, "spawner": {}},
             self.shut_down.append,
@@ -134,7 +137,9 @@ class Deciders:
             empty = [w for w in self.fleet.emptying if not self.dispatcher.in_flight(w)]
             for worker in empty:
                 self.fleet.drained(worker, self.now)
-            if not (outgoing or actions or empty):
+            new = self.events.take_new()
+            self.control.publish(new)
+            if not (outgoing or actions or empty or new):
                 return
 
     def _do(self, action: do.Action) -> None:  # noqa: C901  # one flat table of actions
@@ -148,9 +153,11 @@ class Deciders:
                 self.dispatcher.worker_draining(worker)
             case do.SayBye(worker):
                 self.said_bye.add(worker)
-            case do.Kill(worker, gently):
+            case do.Kill(worker, _, gently):
                 if not gently:
                     self.killed.add(worker)
+            case do.Adopt():
+                raise AssertionError("no standbys here")
             case do.Refuse(model, error):
                 self.dispatcher.refuse(model, error)
             case do.Settled(model, settled_error):

@@ -17,11 +17,9 @@ from vllmport.bridge.errors import (
 )
 from vllmport.bridge.states import WorkerState
 from vllmport.pool.plan import ModelSpec, Policy
-from vllmport.pool.supervisor.fleet import (
-    ALIVE,
+from vllmport.pool.supervisor.actions import (
     Action,
     Drain,
-    Fleet,
     Kill,
     Refuse,
     Removed,
@@ -30,6 +28,9 @@ from vllmport.pool.supervisor.fleet import (
     Settled,
     Spawn,
 )
+from vllmport.pool.supervisor.events import EventLog
+from vllmport.pool.supervisor.fleet import Fleet
+from vllmport.pool.supervisor.places import ALIVE
 
 NOW = 1000.0
 POLICY = Policy(
@@ -54,7 +55,8 @@ class Bench:
     def __init__(self, policy: Policy = POLICY, jitter: Callable[[], float] = lambda: 0.0) -> None:
         self.now = NOW
         nonces = iter(f"n{number}" for number in range(10**6))
-        self.it = Fleet(policy, lambda: next(nonces), jitter)
+        self.events = EventLog(lambda: self.now)
+        self.it = Fleet(policy, self.events, lambda: next(nonces), jitter=jitter)
 
     def load(self, client: int = 1, *, declared: bool = False, **of_spec: Any) -> None:
         self.it.load(spec(**of_spec), self.now, client, declared=declared)

@@ -9,6 +9,7 @@ Pure. A class has one stable `code`; hosts in other languages switch on the code
     ├── ProtocolError      bytes that break bridge/PROTOCOL.md
     ├── InvalidRequest     the request can never succeed as it stands
     ├── Overloaded         a queue or a quota is full; come back after `retry_after`
+    ├── Unavailable        the model's workers keep dying; come back after `retry_after`
     ├── DeadlineExceeded   the call's budget ran out
     ├── Cancelled          the caller gave the call up
     ├── StartupFailed      a worker did not become ready
@@ -135,6 +136,21 @@ class Overloaded(VllmportError):
         return float(self.details.get("retry_after", 1.0))
 
 
+class Unavailable(VllmportError):
+    """Raised at once while a model has no worker because its workers keep dying.
+
+    Attributes:
+        retry_after: Seconds after which another try makes sense.
+    """
+
+    code = "unavailable"
+    retryable = True
+
+    @property
+    def retry_after(self) -> float:
+        return float(self.details.get("retry_after", 1.0))
+
+
 class DeadlineExceeded(VllmportError, TimeoutError):
     """Raised when the budget of a call ran out.
 
@@ -229,6 +245,7 @@ ERRORS: dict[str, type[VllmportError]] = {
         ProtocolError,
         InvalidRequest,
         Overloaded,
+        Unavailable,
         DeadlineExceeded,
         Cancelled,
         StartupFailed,

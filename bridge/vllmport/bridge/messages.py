@@ -13,6 +13,9 @@ from vllmport.bridge.codec import Bytes, Packed, pack_header, unpack_header
 from vllmport.bridge.errors import ProtocolError, VllmportError, error_from_code, shown
 from vllmport.bridge.limits import MAX_BUFFERS, MAX_HEADER, MAX_NAME, MAX_TEXT, MAX_TIMEOUT_MS
 
+PREPARED: Final = "prepared"
+"""The stage a standby reports when it has imported the engine and waits for its LOAD."""
+
 
 class Kind(IntEnum):
     """The first field of each header."""

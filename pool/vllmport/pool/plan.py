@@ -56,12 +56,23 @@ class Policy:
         max_queue_bytes: Bytes of arguments that may wait for one model.
         max_client_bytes: Bytes that may wait for one client that does not read.
         drain_timeout: How long open calls may go on when a worker or the pool stops.
-        stop_timeout: How long each step of stopping a worker may take before the next.
+        stop_timeout: How long stopping a worker that holds no call may take before it is killed.
         load_timeout: How long a worker may load before it counts as hung.
+        stall_timeout: How long a worker may owe something and neither step nor compute before it
+            counts as hung.
+        abort_grace: How long after an abort a worker may still hold the call before it is replaced.
         backoff_initial: Pause before the second restart in a row; it doubles from there.
         backoff_max: The longest pause.
         max_restarts: Deaths within `restart_window` after which a worker is given up.
         restart_window: Over how long deaths are counted.
+        stable_after: How long a worker has to be READY for its earlier deaths to be forgotten.
+        fail_fast_after: Deaths in a row after which calls are refused until a worker is READY.
+        standby: Whether to keep a process at hand that has imported the engine already.
+        standby_delay: How long after a model is READY its standby is started.
+        standby_memory: Bytes that must be free for that.
+        recycle_age: Age at which a worker is replaced; 0 for never, as below.
+        recycle_calls: Calls after which a worker is replaced.
+        recycle_rss: Bytes of memory of its whole group at which a worker is replaced.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # read by config.py, never changed
@@ -70,12 +81,22 @@ class Policy:
     max_queue_bytes: int = 256 * 2**20
     max_client_bytes: int = 64 * 2**20
     drain_timeout: float = 30.0
-    stop_timeout: float = 5.0
+    stop_timeout: float = 10.0
     load_timeout: float = 1800.0
+    stall_timeout: float = 30.0
+    abort_grace: float = 10.0
     backoff_initial: float = 0.5
     backoff_max: float = 30.0
     max_restarts: int = 5
     restart_window: float = 120.0
+    stable_after: float = 60.0
+    fail_fast_after: int = 3
+    standby: bool = True
+    standby_delay: float = 5.0
+    standby_memory: int = 4 * 2**30
+    recycle_age: float = 0.0
+    recycle_calls: int = 0
+    recycle_rss: int = 0
 
 
 @dataclass(frozen=True, slots=True)

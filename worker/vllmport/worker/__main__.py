@@ -1,7 +1,8 @@
 """The worker process: register, load the engine, serve, leave.
 
-Started by the spawner as `python -m vllmport.worker ENDPOINT WORKER`, in a session of its own,
-with the nonce in the environment. Standard output belongs to nobody: it is joined to stderr.
+Started by the spawner as `python -m vllmport.worker ENDPOINT`, in a session of its own, with the
+nonce in the environment. Standard output belongs to nobody: it is joined to stderr. A standby is a
+worker whose first LOAD says `prepare`: it imports the engine and waits for another LOAD.
 """
 
 import logging
@@ -18,7 +19,17 @@ import zmq
 from vllmport.bridge.codec import pack, unpack
 from vllmport.bridge.errors import EngineDead, StartupFailed, VllmportError
 from vllmport.bridge.limits import MAX_FRAME, PROTOCOL_VERSION
-from vllmport.bridge.messages import Bye, Load, Ready, Register, decode, encode, error_message
+from vllmport.bridge.messages import (
+    PREPARED,
+    Bye,
+    Load,
+    Progress,
+    Ready,
+    Register,
+    decode,
+    encode,
+    error_message,
+)
 from vllmport.worker.engine import Engine
 from vllmport.worker.port import SocketPort
 
@@ -31,7 +42,7 @@ REGISTER_TIMEOUT_MS = 60_000
 
 def main(argv: list[str]) -> int:
     """Run one worker to its end and return its exit status."""
-    endpoint, worker = argv
+    (endpoint,) = argv
     os.dup2(2, 1)  # a stray print must not look like anything but a log line
     logging.basicConfig(level=logging.INFO, format="%(levelname)s vllmport.worker: %(message)s")
     nonce = os.environ.pop("VLLMPORT_NONCE")
@@ -43,16 +54,20 @@ def main(argv: list[str]) -> int:
         socket.setsockopt(zmq.RCVHWM, 0)
         socket.setsockopt(zmq.LINGER, 1000)
         with socket.connect(endpoint):
-            return _serve(socket, nonce, worker)
+            return _serve(socket, nonce)
 
 
-def _serve(socket: "zmq.Socket[bytes]", nonce: str, worker: str) -> int:
+def _serve(socket: "zmq.Socket[bytes]", nonce: str) -> int:
     socket.send_multipart(
         encode(Register(nonce, PROTOCOL_VERSION, version("vllmport"), os.getpid(), os.getpgrp()))
     )
-    spec = _wait_for_load(socket)
-    if spec is None:
+    loaded = _wait_for_load(socket, REGISTER_TIMEOUT_MS)
+    if loaded is not None and loaded[1]["prepare"]:
+        _prepare(socket)
+        loaded = _wait_for_load(socket, None)
+    if loaded is None:
         return 0
+    worker, spec = loaded
     port = SocketPort(socket, worker)
     try:
         engine = _load(spec, port)
@@ -78,10 +93,21 @@ def _serve(socket: "zmq.Socket[bytes]", nonce: str, worker: str) -> int:
     return 0
 
 
-def _wait_for_load(socket: "zmq.Socket[bytes]") -> Mapping[str, Any] | None:
-    """Wait for the engine specification; None if the supervisor wants no worker after all."""
-    if not socket.poll(REGISTER_TIMEOUT_MS):
-        logger.error("no answer to REGISTER within %d ms", REGISTER_TIMEOUT_MS)
+def _prepare(socket: "zmq.Socket[bytes]") -> None:
+    """Do all that takes time and needs no model, then say so."""
+    from vllmport.worker.engines.vllm import import_vllm
+
+    import_vllm()
+    socket.send_multipart(encode(Progress(PREPARED)))
+    logger.info("standing by")
+
+
+def _wait_for_load(
+    socket: "zmq.Socket[bytes]", timeout_ms: int | None
+) -> tuple[str, Mapping[str, Any]] | None:
+    """Wait for the worker's name and specification; None if no worker is wanted after all."""
+    if not socket.poll(timeout_ms):
+        logger.error("no answer to REGISTER within %s ms", timeout_ms)
         return None
     message, payload, buffers = decode(socket.recv_multipart())
     if isinstance(message, Bye):
@@ -90,7 +116,7 @@ def _wait_for_load(socket: "zmq.Socket[bytes]") -> Mapping[str, Any] | None:
     assert isinstance(message, Load), f"LOAD comes first, not {message}"
     spec = unpack(payload, buffers)
     assert isinstance(spec, dict)
-    return spec
+    return message.worker, spec
 
 
 def _load(spec: Mapping[str, Any], port: SocketPort) -> Engine:

@@ -26,7 +26,9 @@ from vllmport.bridge.messages import Call, End, Items, Ping, Result, encode, err
 from vllmport.bridge.states import WorkerState
 from vllmport.bridge.timeouts import from_wire
 from vllmport.pool.supervisor.dispatch import Dispatcher, Key, ToClient, ToWorker
-from vllmport.pool.supervisor.fleet import Fleet, Model
+from vllmport.pool.supervisor.events import EventLog
+from vllmport.pool.supervisor.fleet import Fleet
+from vllmport.pool.supervisor.places import Model
 from vllmport.pool.supervisor.specification import spec_from
 
 PONG_WAIT: Final = 0.25
@@ -53,6 +55,7 @@ class Control:
     Args:
         fleet: Whose models are loaded and unloaded.
         dispatcher: Whose queues are shown.
+        events: What happened lately, for those who begin to watch.
         aliases: Model name as callers write it → what it stands for.
         identity: What `status` says of the supervisor and the spawner.
         stop: Called when somebody asked for the pool to stop; the argument says whether to drain.
@@ -62,12 +65,14 @@ class Control:
         self,
         fleet: Fleet,
         dispatcher: Dispatcher,
+        events: EventLog,
         aliases: Mapping[str, str],
         identity: Callable[[], dict[str, Any]],
         stop: Callable[[bool], None],
     ) -> None:
         self._fleet = fleet
         self._dispatcher = dispatcher
+        self._events = events
         self._aliases = aliases
         self._identity = identity
         self._stop = stop
@@ -81,7 +86,9 @@ class Control:
             "release": self._release,
             "unload": self._unload,
             "status": self._status,
+            "restart": self._restart,
             "engine_config": self._engine_config,
+            "events": self._watch,
             "shutdown": self._shutdown,
         }
 
@@ -137,26 +144,32 @@ class Control:
         }
         for key, waiting in self._waiting.items():
             if waiting.verb == "load" and waiting.model == record.model and waiting.header.window:
-                items = Items([[key[1], waiting.sequence]], key[0])
-                waiting.sequence += 1
-                self._outgoing.append(ToClient(key[0], encode(items, pack([value]))))
+                self._send_items(key, waiting, [value])
 
     def settled(self, model: str, error: VllmportError | None, now: float) -> None:
         """Answer those who wait for a model to be ready."""
         for key, waiting in list(self._waiting.items()):
-            if waiting.verb == "load" and waiting.model == model:
-                if error is None:
-                    self._answer(key, describe_model(self._fleet.models[model]))
-                else:
-                    self._fleet.release(model, key[0], now)
-                    self._fail(key, error)
+            if waiting.verb not in ("load", "restart") or waiting.model != model:
+                continue
+            if error is None:
+                self._answer(key, describe_model(self._fleet.models[model]))
+            else:
+                self._give_lease_back(key, now)
+                self._fail(key, error)
+
+    def publish(self, events: list[dict[str, Any]]) -> None:
+        """Send what happened to all who watch."""
+        if events:
+            for key, waiting in self._waiting.items():
+                if waiting.verb == "events":
+                    self._send_items(key, waiting, events)
 
     def removed(self, model: str) -> None:
         """Answer those who wait for a model to be gone, and those who still wanted it."""
         for key, waiting in list(self._waiting.items()):
             if waiting.model == model and waiting.verb == "unload":
                 self._answer(key, None)
-            elif waiting.model == model and waiting.verb == "load":
+            elif waiting.model == model and waiting.verb in ("load", "restart"):
                 text = f"model {model!r} was unloaded before it was ready"
                 self._fail(key, PoolClosed(text, phase="load"))
 
@@ -235,6 +248,25 @@ class Control:
         else:
             self._answer(key, self.status())
 
+    def _restart(self, key: Key, header: Call, args: dict[str, Any], now: float) -> None:
+        name = _text(args, "name")
+        model = self._fleet.restart(name, now)
+        self._open(key, header, "restart", name, now)
+        if model.ready:
+            self._answer(key, describe_model(model))
+
+    def _watch(self, key: Key, header: Call, args: dict[str, Any], now: float) -> None:
+        last = args.get("last", 0)
+        if type(last) is not int or last < 0:
+            raise InvalidRequest.of("last", shown(last), "last is a whole number from 0")
+        if not header.window:
+            text = "events come as a stream: give the call a window"
+            raise InvalidRequest.of("window", header.window, text)
+        waiting = self._open(key, header, "events", "", now)
+        kept = list(self._events.kept)
+        if last and kept:
+            self._send_items(key, waiting, kept[-last:])
+
     def _engine_config(self, key: Key, header: Call, args: dict[str, Any], now: float) -> None:
         name = _text(args, "name")
         if name not in self._fleet.models:
@@ -253,6 +285,13 @@ class Control:
         waiting = self._waiting[key] = _Waiting(header, verb, model)
         self._due.set(key, from_wire(header.remaining_ms, now))
         return waiting
+
+    def _send_items(self, key: Key, waiting: _Waiting, values: list[Any]) -> None:
+        client, call_id = key
+        first = waiting.sequence
+        waiting.sequence += len(values)
+        items = Items([[call_id, number] for number in range(first, waiting.sequence)], client)
+        self._outgoing.append(ToClient(client, encode(items, pack(values))))
 
     def _give_lease_back(self, key: Key, now: float) -> None:
         """A `load` that nobody waits for any more has given nobody a handle."""
@@ -290,7 +329,7 @@ class Control:
             "id": worker.id,
             "model": worker.model,
             "pid": worker.pid or None,
-            "pgid": worker.pgid or None,
+            "pgid": worker.pid or None,
             "state": worker.state.value,
             "stage": worker.stage,
             "mode": worker.mode,
@@ -298,6 +337,7 @@ class Control:
             "unfinished": self._stats.get(worker_id, {}).get("unfinished", 0),
             "steps": self._stats.get(worker_id, {}).get("steps", 0),
             "restarts": worker.restarts,
+            "calls": self._dispatcher.done_by(worker_id),
             "last_exit": worker.last_exit or None,
             "error": worker.error.message if worker.error is not None else None,
         }

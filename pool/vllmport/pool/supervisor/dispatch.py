@@ -123,6 +123,7 @@ class Dispatcher:
         self._by_client: dict[int, set[Key]] = {}
         self._by_worker: dict[str, set[Key]] = {}
         self._model_of: dict[str, str] = {}
+        self._done: dict[str, int] = {}
         self._due: Deadlines[Key] = Deadlines()
         self._arrivals = 0
         self._outgoing: list[ToClient | ToWorker] = []
@@ -164,10 +165,13 @@ class Dispatcher:
 
     def worker_ready(self, worker: str, model: str, capacity: int, now: float) -> None:
         """Give this worker up to `capacity` calls at one time."""
+        queue = self._models[model]
+        queue.refusal = None
         self._by_worker[worker] = set()
+        self._done[worker] = 0
         self._model_of[worker] = model
-        self._models[model].workers.add(worker, capacity)
-        self._dispatch(self._models[model], now)
+        queue.workers.add(worker, capacity)
+        self._dispatch(queue, now)
 
     def worker_draining(self, worker: str) -> None:
         """Give this worker nothing new."""
@@ -194,11 +198,16 @@ class Dispatcher:
             self._answer(call, error, CallEvent.WORKER_GONE)
             lost.append(call.header.request_id)
         self._model_of.pop(worker, None)
+        self._done.pop(worker, None)
         return lost
 
     def in_flight(self, worker: str) -> int:
         """Return how many calls this worker holds."""
         return len(self._by_worker.get(worker, ()))
+
+    def done_by(self, worker: str) -> int:
+        """Return how many calls this worker has finished."""
+        return self._done.get(worker, 0)
 
     def queued(self, model: str) -> int:
         """Return how many calls wait for this model."""
@@ -399,6 +408,7 @@ class Dispatcher:
         waited = call.state is CallState.RUNNING
         self._close(call, CallEvent.FINISHED)
         self._by_worker[worker].discard(key)
+        self._done[worker] += 1
         queue = self._models.get(call.header.model)
         if queue is not None:
             queue.workers.shift(worker, -1)

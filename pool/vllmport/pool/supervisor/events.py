@@ -27,7 +27,7 @@ class EventLog:
         self._numbers = itertools.count(1)
         self._new: list[dict[str, Any]] = []
 
-    def add(self, name: str, **fields: Any) -> None:
+    def add(self, name: str, /, **fields: Any) -> None:
         """Record an event of the catalogue with all its fields."""
         happened = event(name, next(self._numbers), round(self._wall(), 6), fields)
         self.kept.append(happened)

@@ -1,7 +1,7 @@
-"""The supervisor's loop: moves frames between sockets and the deciders, and does what they decide.
+"""The supervisor's loop: waits, lets the others take what came, and does what they decided.
 
-All decisions are made in `dispatch.py`, `fleet.py` and `control.py`, which do no I/O. This file
-does all of it, and never blocks but in one poll.
+All decisions are made by objects that do no I/O: `dispatch.py`, `fleet.py`, `standby.py`,
+`health.py` and `control.py`. What clients and workers say comes through `front.py` and `back.py`.
 """
 
 import logging
@@ -10,62 +10,35 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, Final
 
 import zmq
 
 from vllmport.bridge import limits
-from vllmport.bridge.codec import Bytes, Packed, pack, unpack
-from vllmport.bridge.errors import (
-    PoolClosed,
-    ProtocolError,
-    StartupFailed,
-    VllmportError,
-)
-from vllmport.bridge.messages import (
-    Bye,
-    Call,
-    Cancel,
-    Credit,
-    End,
-    Error,
-    Hello,
-    Items,
-    Load,
-    Message,
-    Ping,
-    Pong,
-    Progress,
-    Ready,
-    Register,
-    Result,
-    Welcome,
-    decode,
-    encode,
-    error_from,
-    error_message,
-)
+from vllmport.bridge.errors import PoolClosed
+from vllmport.bridge.messages import Bye, Ping, Welcome, encode
 from vllmport.bridge.states import WorkerState
 from vllmport.bridge.timeouts import milliseconds
 from vllmport.pool.plan import Plan
 from vllmport.pool.processes import become_subreaper
-from vllmport.pool.spawner import protocol
-from vllmport.pool.supervisor import fleet as do
-from vllmport.pool.supervisor.clients import Client, Clients
+from vllmport.pool.supervisor import actions as do
+from vllmport.pool.supervisor.back import Back
+from vllmport.pool.supervisor.checkups import Checkups, has_room
+from vllmport.pool.supervisor.clients import Clients
 from vllmport.pool.supervisor.control import Control
+from vllmport.pool.supervisor.deciders import Deciders
 from vllmport.pool.supervisor.descriptors import Descriptors
 from vllmport.pool.supervisor.dispatch import Dispatcher, ToClient, ToWorker
+from vllmport.pool.supervisor.events import EventLog
 from vllmport.pool.supervisor.fleet import Fleet
-from vllmport.pool.supervisor.spawning import SpawnerLink, worker_command, worker_environment
-from vllmport.pool.supervisor.stderr import WorkerStderr
+from vllmport.pool.supervisor.front import Front
+from vllmport.pool.supervisor.incarnations import Incarnations
+from vllmport.pool.supervisor.standby import Standbys
+from vllmport.pool.supervisor.vitals import free_memory
 from vllmport.pool.supervisor.workers import Workers
 
 logger = logging.getLogger("vllmport.supervisor")
-
-BATCH: Final = 256
-"""Messages taken from one socket before the others get their turn."""
 
 SLOW_RETRY: Final = 0.01
 """Seconds between tries to send to a client that does not read."""
@@ -82,50 +55,64 @@ class Supervisor:
 
     def __init__(self, plan: Plan, lock_fd: int, lifeline_fd: int = -1) -> None:
         self._plan = plan
-        self._product = version("vllmport")
-        self._epoch = secrets.token_hex(8)
-        self._lock_fd = lock_fd
+        policy = plan.policy
+        self._welcome = Welcome(
+            limits.PROTOCOL_VERSION, version("vllmport"), secrets.token_hex(8), os.getpid()
+        )
         self._stopping = False
         self._deadline = math.inf  # of stopping
         become_subreaper()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._clients = Clients(self._context, plan.endpoint, plan.policy.max_client_bytes)
+        self._clients = Clients(self._context, plan.endpoint, policy.max_client_bytes)
         self._workers = Workers(self._context, f"ipc://{plan.run_dir}/workers.sock")
-        self._dispatcher = Dispatcher(plan.policy.max_queue, plan.policy.max_queue_bytes)
-        self._fleet = Fleet(plan.policy, lambda: secrets.token_hex(16))
+        self._events = EventLog(time.time)
+        self._dispatcher = Dispatcher(policy.max_queue, policy.max_queue_bytes)
+        self._standbys = Standbys(policy, self._events, _new_nonce)
+        self._fleet = Fleet(policy, self._events, _new_nonce, self._standbys.take, has_room)
         self._control = Control(
-            self._fleet, self._dispatcher, plan.aliases, self._identity, self._on_shutdown_verb
+            self._fleet,
+            self._dispatcher,
+            self._events,
+            plan.aliases,
+            self._identity,
+            self._on_shutdown_verb,
         )
-        self._exits: dict[str, str] = {}  # worker → how it ended, until its group is cleared
-        self._stderr: dict[str, WorkerStderr] = {}
+        deciders = Deciders(
+            self._events, self._dispatcher, self._fleet, self._standbys, self._control
+        )
         self._descriptors = Descriptors()
-        self._spawner = self._start_spawner()
+        self._incarnations = Incarnations(
+            plan, self._workers.endpoint, lock_fd, self._descriptors, self, self._act_now
+        )
+        self._exits: dict[str, str] = {}  # worker → how it ended, until nothing is left of it
+        self._checkups = Checkups(policy, deciders, self._incarnations)
+        self._front = Front(self._clients, deciders, self._welcome, self._act)
+        product = self._welcome.product
+        self._back = Back(
+            self._workers, self._incarnations, deciders, product, self._on_ready, self._act
+        )
+        self._timed = (
+            (self._dispatcher.next_deadline, self._dispatcher.expire),
+            (self._control.next_deadline, self._control.expire),
+            (self._fleet.next_deadline, self._fleet.tick),
+            (self._standbys.next_deadline, lambda now: self._standbys.tick(now, free_memory())),
+            (self._checkups.next_deadline, self._check_up),
+            (lambda: self._deadline, self._on_deadline),
+        )
         self._watch_owner(lifeline_fd)
         self._watch_signals()
-        self._worker_handlers: dict[
-            type[Message], Callable[[str, Any, list[Bytes], float], None]
-        ] = {
-            Items: lambda w, m, frames, _: self._dispatcher.items(w, m, frames),
-            End: self._dispatcher.end,
-            Result: lambda w, m, f, now: self._dispatcher.result(w, m.client, m.id, f, now),
-            Error: self._on_worker_error,
-            Pong: lambda w, m, frames, _: self._control.pong(w, m.token, unpack(frames[1])),
-            Progress: self._on_progress,
-            Ready: self._on_ready,
-        }
 
     # The loop.
 
     def run(self) -> int:
         """Serve until told to stop and everything is gone; return the exit status."""
         now = time.monotonic()
+        self._events.add("pool.started", pid=os.getpid(), epoch=self._welcome.epoch)
         for spec in self._plan.models:
             self._fleet.load(spec, now, declared=True)
             self._dispatcher.add_model(spec.name)
         self._act(now)
-        logger.info(
-            "serving endpoint=%s pid=%d epoch=%s", self._plan.endpoint, os.getpid(), self._epoch
-        )
+        logger.info("serving endpoint=%s pid=%d", self._plan.endpoint, os.getpid())
         poller = zmq.Poller()
         for source in (
             self._clients.monitor,
@@ -137,266 +124,87 @@ class Supervisor:
         while not self._finished():
             ready = dict(poller.poll(self._timeout(time.monotonic())))
             if self._clients.monitor in ready:
-                self._on_disconnects()
+                self._front.on_disconnects()
             if self._workers.socket in ready:
-                self._on_back()  # before exits are dealt with: last words count
+                self._back.on_messages()  # before exits are dealt with: last words count
             if self._descriptors.fileno() in ready:
                 self._descriptors.handle()
             if self._clients.socket in ready:
-                self._on_front()
+                self._front.on_messages()
             self._on_time(time.monotonic())
         return self._leave()
 
     def _timeout(self, now: float) -> int | None:
-        due = min(
-            self._dispatcher.next_deadline(),
-            self._fleet.next_deadline(),
-            self._control.next_deadline(),
-            self._deadline,
-            now + SLOW_RETRY if self._clients.slow else math.inf,
-        )
+        due = min(next_deadline() for next_deadline, _ in self._timed)
+        if self._clients.slow:
+            due = min(due, now + SLOW_RETRY)
         return milliseconds(due - now)
 
     def _on_time(self, now: float) -> None:
-        if self._dispatcher.next_deadline() <= now:
-            self._dispatcher.expire(now)
-        if self._control.next_deadline() <= now:
-            self._control.expire(now)
-        if self._fleet.next_deadline() <= now:
-            self._fleet.tick(now)
-        if self._stopping and self._deadline <= now:
-            self._deadline = math.inf
-            self._fleet.hurry(now)
+        for next_deadline, do_what_is_due in self._timed:
+            if next_deadline() <= now:
+                do_what_is_due(now)
         if self._clients.slow:
             for client in self._clients.retry():
-                self._drop(client, "it does not read")
+                self._front.drop(client, "it does not read")
         self._act(now)
+
+    def _check_up(self, now: float) -> None:
+        for worker in self._checkups.run(now):
+            self._workers.send(worker, encode(Ping(0)))
+
+    def _on_deadline(self, now: float) -> None:
+        """Kill what has not stopped within the time it had."""
+        self._deadline = math.inf
+        self._fleet.hurry(now)
 
     def _finished(self) -> bool:
         return self._stopping and not self._fleet.workers
 
-    # The front: clients.
+    # Processes, as `Incarnations` reports them.
 
-    def _on_front(self) -> None:
-        for _ in range(BATCH):
-            try:
-                identity, client, frames, first = self._clients.receive()
-            except zmq.Again:
-                return
-            now = time.monotonic()
-            try:
-                message, payload, buffers = decode(frames)
-                if client is None:
-                    assert first is not None, "an unknown identity comes with its first frame"
-                    self._on_stranger(identity, message, first)
-                else:
-                    self._on_client(client, message, Packed(bytes(payload), list(buffers)), now)
-            except ProtocolError as exc:
-                logger.info("client=%s bad message: %s", client.key if client else "?", exc)
-                self._clients.send_to_stranger(identity, _error_frames(exc))
-            except Exception:  # outermost: one message must not end the pool
-                logger.exception("client=%s message lost", client.key if client else "?")
-                self._clients.send_to_stranger(
-                    identity, _error_frames(ProtocolError("not understood"))
-                )
-            self._act(now)
+    def on_spawned(self, worker: str, pid: int) -> None:
+        """Take note of a process that exists."""
+        if worker in self._standbys:
+            self._standbys.spawned(worker, pid, time.monotonic())
+        else:
+            self._fleet.spawned(worker, pid)
 
-    def _on_stranger(self, identity: bytes, message: Message, first: zmq.Frame) -> None:
-        if isinstance(message, Bye):
-            return  # its connection has gone already
-        if not isinstance(message, Hello):
-            raise ProtocolError("say HELLO first: this pool does not know the connection")
-        if limits.PROTOCOL_VERSION not in message.versions:
-            raise ProtocolError(
-                f"this pool speaks protocol {limits.PROTOCOL_VERSION} (vllmport {self._product}), "
-                f"the client {message.versions} ({message.product}); install matching versions"
-            )
-        try:
-            client, gone = self._clients.admit(identity, first, message.pid)
-        except PermissionError as exc:
-            raise ProtocolError(str(exc)) from exc
-        self._forget_clients(gone)
-        logger.info("client=%d connected pid=%d name=%s", client.key, message.pid, message.name)
-        welcome = Welcome(limits.PROTOCOL_VERSION, self._product, self._epoch, os.getpid())
-        self._send_client(client.key, encode(welcome, pack(_limits())))
-
-    def _on_client(self, client: Client, message: Message, packed: Packed, now: float) -> None:
-        match message:
-            case Call():
-                if self._stopping and (message.model or message.verb == "load"):
-                    error = PoolClosed("the pool is shutting down")
-                    self._send_client(client.key, _error_frames(error, message.id))
-                elif message.model:
-                    self._dispatcher.call(client.key, message, packed, now)
-                else:
-                    self._control.call(client.key, message, packed, now)
-            case Cancel(call_id):
-                self._dispatcher.cancel(client.key, call_id)
-                self._control.cancel(client.key, call_id, now)
-            case Credit(call_id, count):
-                self._dispatcher.credit(client.key, call_id, count)
-            case Ping(token):
-                self._send_client(client.key, encode(Pong(token)))
-            case Bye():
-                self._drop(client, "it left")
-            case _:
-                raise ProtocolError(f"a client sends no {type(message).__name__.upper()}")
-
-    def _on_disconnects(self) -> None:
-        self._forget_clients(self._clients.disconnected())
-        self._act(time.monotonic())
-
-    def _forget_clients(self, gone: list[Client]) -> None:
-        for client in gone:
-            logger.info("client=%d disconnected pid=%d", client.key, client.pid)
-            self._forget_client(client)
-
-    def _drop(self, client: Client, why: str) -> None:
-        logger.info("client=%d dropped: %s", client.key, why)
-        self._clients.forget(client)
-        self._forget_client(client)
-
-    def _forget_client(self, client: Client) -> None:
-        self._dispatcher.client_gone(client.key)
-        self._control.client_gone(client.key)
-        self._fleet.client_gone(client.key, time.monotonic())
-
-    # The back: workers.
-
-    def _on_back(self) -> None:
-        for _ in range(BATCH):
-            try:
-                identity, worker, frames = self._workers.receive()
-            except zmq.Again:
-                return
-            now = time.monotonic()
-            try:
-                message, _, _ = decode(frames)
-                handler = self._worker_handlers.get(type(message))
-                if worker is not None and handler is not None:
-                    handler(worker, message, frames, now)  # type: ignore[arg-type]
-                elif isinstance(message, Register):
-                    self._on_register(identity, message, now)
-                else:  # of an incarnation that is gone
-                    self._dispatcher.counters.late += 1
-            except ProtocolError as exc:
-                logger.error("worker=%s bad message: %s", worker, exc)
-            except Exception:  # outermost: one message must not end the pool
-                logger.exception("worker=%s message lost", worker)
-            self._act(now)
-
-    def _on_register(self, identity: bytes, message: Register, now: float) -> None:
-        worker = next((w for w in self._fleet.workers.values() if w.nonce == message.nonce), None)
-        if (
-            worker is None
-            or identity != message.nonce.encode()
-            or worker.state is not WorkerState.STARTING
-        ):
-            logger.warning("refused a worker that nobody expects pid=%d", message.pid)
-            self._workers.send_to(identity, encode(Bye("nobody expects you")))
-            return
-        self._workers.admit(identity, worker.id)
-        self._fleet.registered(worker.id, now)
-        problem = self._skew(message) or self._bad_group(message)
-        if problem is not None:
-            self._fleet.failed(worker.id, problem)
-            self._workers.send_to(identity, encode(Bye(problem.message)))
-            return
-        self._log_worker("registered", worker.id)
-        spec = self._fleet.models[worker.model].spec
-        self._workers.send_to(identity, encode(Load(worker.id), pack(spec.for_worker())))
-
-    def _skew(self, message: Register) -> StartupFailed | None:
-        ours = (limits.PROTOCOL_VERSION, self._product)
-        if (message.protocol, message.product) == ours:
-            return None
-        return StartupFailed(
-            f"the worker runs vllmport {message.product} (protocol {message.protocol}), "
-            f"the supervisor {ours[1]} (protocol {ours[0]}); install the same version in both",
-            phase="load",
-            details={"interpreter": self._plan.python},
-        )
-
-    def _bad_group(self, message: Register) -> StartupFailed | None:
-        if message.pid == message.pgid:
-            return None
-        text = f"worker pid {message.pid} is in process group {message.pgid}, not its own"
-        return StartupFailed(text, phase="load")
-
-    def _on_progress(
-        self, worker: str, message: Progress, _frames: list[Bytes], now: float
-    ) -> None:
-        record = self._fleet.workers[worker]
-        record.stage = f"{message.stage} {message.text}".strip()
-        self._control.progress(worker, now)
-
-    def _on_ready(self, worker: str, message: Ready, frames: list[Bytes], now: float) -> None:
-        self._fleet.ready(worker, message.capacity, message.mode, unpack(frames[1]), now)
-        self._log_worker("ready", worker)
-
-    def _on_worker_error(
-        self, worker: str, message: Error, frames: list[Bytes], now: float
-    ) -> None:
-        if message.id:
-            self._dispatcher.result(worker, message.client, message.id, frames, now, message.code)
-            return
-        error = error_from(message, unpack(frames[1]))
-        logger.error("failed worker=%s: %s", worker, error.message)
-        self._fleet.failed(worker, error)
-        self._dispatcher.worker_draining(worker)  # it is about to exit
-
-    # Processes.
-
-    def _start_spawner(self) -> SpawnerLink:
-        paths = [self._plan.run_dir, self._plan.socket_path]
-        link = SpawnerLink(paths, [self._lock_fd])
-        self._descriptors.watch(link.fileno(), self._on_spawner)
-        return link
-
-    def _on_spawner(self) -> None:
-        event = self._spawner.receive()
-        now = time.monotonic()
-        match event:
-            case protocol.Spawned(worker, pid, _):
-                self._fleet.spawned(worker, pid)
-                self._log_worker("spawned", worker)
-            case protocol.Exited(worker, _, cause):
-                self._on_worker_exit(worker, cause)
-            case protocol.Cleared(worker):
-                self._on_worker_cleared(worker, now)
-            case None:
-                self._on_spawner_death(now)
-        self._act(now)
-
-    def _on_worker_exit(self, worker: str, cause: str) -> None:
+    def on_exited(self, worker: str, cause: str) -> None:
         """Fail its calls at once; it is started again only when its group is gone as well."""
-        record = self._fleet.workers[worker]
-        level = logging.INFO if record.state is WorkerState.DRAINING else logging.ERROR
-        self._log_worker(f"{cause}, in_flight={self._dispatcher.in_flight(worker)}", worker, level)
-        self._exits[worker] = cause
         self._workers.forget(worker)
-        for request_id in self._dispatcher.worker_gone(worker, cause):
-            self._log_worker(f"call lost request_id={request_id}", worker, logging.WARNING)
+        if worker in self._standbys:
+            return
+        record = self._fleet.workers[worker]
+        cause = self._fleet.exit_cause(worker, cause)
+        self._exits[worker] = cause
+        self._checkups.forget(worker)
+        self._events.add(
+            "worker.exited",
+            worker=worker,
+            pid=record.pid,
+            cause=cause,
+            expected=record.state is WorkerState.DRAINING,
+            in_flight=self._dispatcher.in_flight(worker),
+        )
+        self._dispatcher.worker_gone(worker, cause)
         self._control.worker_gone(worker)
 
-    def _on_worker_cleared(self, worker: str, now: float) -> None:
-        stderr = self._stderr.pop(worker)
-        stderr.drain()
-        self._descriptors.unwatch(stderr.fileno())
-        stderr.close()
-        self._fleet.exited(worker, self._exits.pop(worker), stderr.tail, now)
+    def on_cleared(self, worker: str, stderr: list[str]) -> None:
+        """Let its place be filled again."""
+        now = time.monotonic()
+        if worker in self._standbys:
+            self._standbys.exited(worker, "ended", now)
+        else:
+            self._fleet.exited(worker, self._exits.pop(worker), stderr, now)
 
-    def _on_spawner_death(self, now: float) -> None:
-        """Its workers died with it; what did not, fell to us."""
-        logger.error("the spawner died pid=%d", self._spawner.pid)
-        self._descriptors.unwatch(self._spawner.fileno())
-        self._spawner.bury()
-        for worker in self._fleet.workers.values():
-            if worker.state in do.ALIVE and worker.id not in self._exits:
-                self._on_worker_exit(worker.id, "was lost with the spawner")
-        self._spawner = self._start_spawner()
-        for worker_id in list(self._exits):
-            self._on_worker_cleared(worker_id, now)
+    def on_spawner_lost(self, pid: int) -> None:
+        """Take note; the workers that went with it are reported one by one."""
+        self._events.add("spawner.lost", pid=pid)
+
+    def _on_ready(self, worker: str, now: float) -> None:
+        self._checkups.watch(worker, now)
+        self._standbys.want(self._fleet.models.values(), now)
 
     def _watch_owner(self, lifeline_fd: int) -> None:
         """Stop when the owner ends: its pipe tells, or, where a child holds that, its pidfd."""
@@ -431,19 +239,21 @@ class Supervisor:
         """Take no new calls and leave when the open ones are done; at once without `drain`."""
         now = time.monotonic()
         if not self._stopping:
-            self._stopping = True
+            self._stopping = self._front.stopping = True
+            open_calls = self._dispatcher.open_calls
+            self._events.add("pool.stopping", drain=drain, open_calls=open_calls)
             self._fleet.stop(now)
-            self._deadline = now + self._plan.policy.drain_timeout + self._plan.policy.stop_timeout
+            policy = self._plan.policy
+            self._deadline = now + policy.drain_timeout + policy.stop_timeout
         if not drain:
             self._fleet.hurry(now)
-        logger.info("stopping drain=%s open_calls=%d", drain, self._dispatcher.open_calls)
 
     def _on_shutdown_verb(self, drain: bool) -> None:  # noqa: FBT001  # a callback
         self.stop(drain=drain)
 
     def _leave(self) -> int:
         self._act(time.monotonic())
-        self._spawner.stop()
+        self._incarnations.stop()
         self._clients.socket.disable_monitor()
         self._context.destroy(linger=200)
         logger.info("stopped pid=%d", os.getpid())
@@ -451,37 +261,53 @@ class Supervisor:
 
     # Doing what was decided.
 
+    def _act_now(self) -> None:
+        self._act(time.monotonic())
+
     def _act(self, now: float) -> None:
         """Do what the deciders decided, until they have decided nothing more."""
-        while True:
-            outgoing = self._dispatcher.take_outgoing() + self._control.take_outgoing()
-            actions = self._fleet.take_actions()
-            for message in outgoing:
-                match message:
-                    case ToClient(client, frames):
-                        self._send_client(client, frames)
-                    case ToWorker(worker, frames):
-                        self._workers.send(worker, frames)
-            for action in actions:
-                self._do(action, now)
-            empty = [w for w in self._fleet.emptying if not self._dispatcher.in_flight(w)]
-            for worker in empty:
-                self._fleet.drained(worker, now)
-            if not (outgoing or actions or empty):
-                return
+        while self._act_once(now):
+            pass
+
+    def _act_once(self, now: float) -> bool:
+        outgoing = self._dispatcher.take_outgoing() + self._control.take_outgoing()
+        actions = self._fleet.take_actions() + self._standbys.take_actions()
+        for message in outgoing:
+            match message:
+                case ToClient(client, frames):
+                    self._front.send(client, frames)
+                case ToWorker(worker, frames):
+                    self._workers.send(worker, frames)
+        for action in actions:
+            self._do(action, now)
+        empty = [w for w in self._fleet.emptying if not self._dispatcher.in_flight(w)]
+        for worker in empty:
+            self._fleet.drained(worker, now)
+        return bool(outgoing or actions or empty) or self._publish()
+
+    def _publish(self) -> bool:
+        """Log what happened and tell those who watch; return whether anything did."""
+        new = self._events.take_new()
+        for event in new:
+            logger.log(_level(event), "%s", _line(event))
+        self._control.publish(new)
+        return bool(new)
 
     def _do(self, action: do.Action, now: float) -> None:  # noqa: C901  # one flat table
         match action:
             case do.Spawn(worker, nonce):
-                self._spawn(worker, nonce)
+                self._spawn(worker, nonce, now)
+            case do.Adopt(standby, worker):
+                self._adopt(standby, worker, now)
             case do.Serve(worker, model, capacity):
                 self._dispatcher.worker_ready(worker, model, capacity, now)
             case do.Drain(worker):
+                self._checkups.forget(worker)
                 self._dispatcher.worker_draining(worker)
             case do.SayBye(worker):
                 self._workers.send(worker, encode(Bye("stop")))
-            case do.Kill(worker, gently):
-                self._spawner.kill(worker, signal.SIGTERM if gently else signal.SIGKILL)
+            case do.Kill(worker, scope, gently):
+                self._kill(worker, scope, signal.SIGTERM if gently else signal.SIGKILL)
             case do.Refuse(model, error):
                 error.details.setdefault("interpreter", self._plan.python)
                 self._dispatcher.refuse(model, error)
@@ -489,68 +315,69 @@ class Supervisor:
                 if error is not None:
                     error.details.setdefault("interpreter", self._plan.python)
                 self._control.settled(model, error, now)
+                self._standbys.want(self._fleet.models.values(), now)
             case do.Removed(model):
                 self._dispatcher.remove_model(model, PoolClosed(f"model {model!r} was unloaded"))
                 self._control.removed(model)
+                self._standbys.want(self._fleet.models.values(), now)
 
-    def _spawn(self, worker: str, nonce: str) -> None:
-        spec = self._fleet.models[self._fleet.workers[worker].model].spec
-        stderr = self._stderr[worker] = WorkerStderr(self._plan.log_dir, worker)
-        self._descriptors.watch(stderr.fileno(), lambda: self._on_stderr(stderr))
-        command = worker_command(self._plan.python, self._workers.endpoint, worker)
-        environment = worker_environment(os.environ, spec.env)
-        try:
-            self._spawner.spawn(worker, nonce, command, environment, stderr)
-        except OSError as exc:  # too much environment for one packet, for example
-            self._on_worker_exit(worker, f"could not be started: {exc}")
-            self._on_worker_cleared(worker, time.monotonic())
+    def _spawn(self, worker: str, nonce: str, now: float) -> None:
+        if worker in self._standbys:
+            spec = self._standbys.spec_of(worker)
+        else:
+            spec = self._fleet.models[self._fleet.workers[worker].model].spec
+            self._fleet.spawning(worker, now)
+        self._incarnations.spawn(worker, nonce, spec.env)
 
-    def _send_client(self, key: int, frames: list[Bytes]) -> None:
-        lost = self._clients.send(key, frames)
-        if lost is not None:
-            self._drop(lost, "it is gone or does not read")
+    def _adopt(self, standby: str, worker: str, now: float) -> None:
+        """Make a standby a worker: it is registered already, and loads at once."""
+        nonce = self._incarnations.adopt(standby, worker)
+        self._workers.forget(standby)
+        self._workers.admit(nonce.encode(), worker)
+        pid = self._incarnations.pid(worker)
+        self._events.add("standby.adopted", worker=worker, pid=pid)
+        self._fleet.spawned(worker, pid)
+        self._fleet.registered(worker, now)
+        self._back.load(worker)
 
-    def _on_stderr(self, stderr: WorkerStderr) -> None:
-        if not stderr.read():
-            self._descriptors.unwatch(stderr.fileno())
-
-    # Words.
+    def _kill(self, worker: str, scope: do.Scope, signum: signal.Signals) -> None:
+        pid = self._incarnations.kill(worker, signum, scope)
+        if pid and worker not in self._standbys:
+            self._events.add(
+                "worker.signalled", worker=worker, pid=pid, signal=signum.name, scope=scope
+            )
 
     def _identity(self) -> dict[str, Any]:
         return {
             "supervisor": {
                 "pid": os.getpid(),
-                "epoch": self._epoch,
-                "product": self._product,
+                "epoch": self._welcome.epoch,
+                "product": self._welcome.product,
                 "endpoint": self._plan.endpoint,
                 "log_dir": self._plan.log_dir,
                 "stopping": self._stopping,
                 "clients": len(self._clients),
             },
-            "spawner": {"pid": self._spawner.pid},
+            "spawner": {"pid": self._incarnations.spawner_pid},
+            "standbys": self._standbys.describe(),
         }
 
-    def _log_worker(self, what: str, worker: str, level: int = logging.INFO) -> None:
-        record = self._fleet.workers[worker]
-        logger.log(
-            level,
-            "%s model=%s worker=%s pid=%d state=%s",
-            what,
-            record.model,
-            worker,
-            record.pid,
-            record.state,
-        )
+
+def _new_nonce() -> str:
+    return secrets.token_hex(16)
 
 
-def _error_frames(error: VllmportError, call_id: int = 0) -> list[Bytes]:
-    return encode(error_message(error, call_id), pack(error.details))
+_GRAVE: Final = frozenset(
+    {"model.failed", "worker.hung", "worker.gave_up", "worker.unkillable", "spawner.lost"}
+)
 
 
-def _limits() -> dict[str, int]:
-    return {
-        "max_header": limits.MAX_HEADER,
-        "max_payload": limits.MAX_PAYLOAD,
-        "max_frame": limits.MAX_FRAME,
-        "max_buffers": limits.MAX_BUFFERS,
-    }
+def _level(event: dict[str, Any]) -> int:
+    unexpected = event["event"] == "worker.exited" and not event["expected"]
+    return logging.ERROR if unexpected or event["event"] in _GRAVE else logging.INFO
+
+
+def _line(event: dict[str, Any]) -> str:
+    """Write an event as one line: its name, then its fields."""
+    fields = (f"{k}={v}" for k, v in event.items() if k not in ("event", "seq", "time"))
+    return " ".join((event["event"], *fields))

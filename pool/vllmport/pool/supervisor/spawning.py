@@ -47,23 +47,23 @@ class SpawnerLink:
         return self._process.pid
 
     def spawn(
-        self, worker: str, nonce: str, argv: list[str], env: Mapping[str, str], stderr: WorkerStderr
+        self, nonce: str, argv: list[str], env: Mapping[str, str], stderr: WorkerStderr
     ) -> None:
-        """Ask for a worker; Spawned or Exited follows.
+        """Ask for a worker, known by its nonce; Spawned or Exited follows.
 
         Raises:
             OSError: The request cannot be sent.
         """
         marked = {**env, "VLLMPORT_NONCE": nonce, WORKER_TAG: nonce, "SPT_NOENV": "1"}
-        request = protocol.SpawnRequest(worker, nonce, argv, marked)
+        request = protocol.SpawnRequest(nonce, nonce, argv, marked)
         try:
             self._send(request, (stderr.write_end,))
         finally:
             stderr.handed_over()
 
-    def kill(self, worker: str, signum: int) -> None:
+    def kill(self, nonce: str, signum: int) -> None:
         """Ask for a signal to a worker's whole group."""
-        self._send(protocol.KillRequest(worker, signum))
+        self._send(protocol.KillRequest(nonce, signum))
 
     def receive(self) -> protocol.Event | None:
         """Take one event; None once the spawner is gone."""
@@ -108,12 +108,11 @@ def worker_environment(base: Mapping[str, str], own: Mapping[str, str]) -> dict[
     return env
 
 
-def worker_command(python: str, endpoint: str, worker: str) -> list[str]:
+def worker_command(python: str, endpoint: str) -> list[str]:
     """Return the command line of a worker."""
     return [
         os.path.abspath(python) if os.sep in python else python,
         "-m",
         "vllmport.worker",
         endpoint,
-        worker,
     ]

@@ -4,6 +4,7 @@ The one place that decides when vLLM is imported; this module itself imports not
 """
 
 import gc
+import importlib
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -28,11 +29,11 @@ def load_vllm(spec: Mapping[str, Any], port: Port) -> Engine:
     _set_environment(mode)
     port.progress("importing", "vllm")
     begun = time.monotonic()
-    with _without_collections():
-        from vllmport.worker.engines.vllm_arguments import engine_config
-        from vllmport.worker.engines.vllm_errors import as_load_error
+    import_vllm()
+    from vllmport.worker.engines.vllm_arguments import engine_config
+    from vllmport.worker.engines.vllm_errors import as_load_error
 
-        driver = _driver_class(mode)
+    driver = _driver_class(mode)
     port.progress("checking", f"imported in {time.monotonic() - begun:.1f} s")
     config, engine_args = engine_config(args, in_process=mode == "off")
     port.progress("loading", f"{args['model']} as {config.model_config.dtype}")
@@ -43,6 +44,13 @@ def load_vllm(spec: Mapping[str, Any], port: Port) -> Engine:
     except Exception as exc:  # any class at all: vLLM, torch, the operating system
         raise as_load_error(exc) from exc
     return engine  # type: ignore[no-any-return]  # one of two classes, chosen above
+
+
+def import_vllm() -> None:
+    """Import all that an engine needs, whatever its mode; it takes seconds, but only once."""
+    with _without_collections():
+        for name in ("arguments", "async", "errors", "stepped"):
+            importlib.import_module(f"vllmport.worker.engines.vllm_{name}")
 
 
 def _driver_class(mode: str) -> Any:

@@ -1,0 +1,85 @@
+"""Looks at the workers from time to time: does one hang, is one due to be replaced?
+
+Reads /proc and the workers' boards; `health.py` and `fleet.py` decide.
+"""
+
+import math
+
+from vllmport.pool.plan import Policy
+from vllmport.pool.supervisor.deciders import Deciders
+from vllmport.pool.supervisor.health import Health, Vitals, why_recycle
+from vllmport.pool.supervisor.incarnations import Incarnations
+from vllmport.pool.supervisor.places import Worker
+from vllmport.pool.supervisor.vitals import cpu_seconds, free_memory, members, memory
+
+ROOM = 1.25
+"""How many times a worker's memory must be free for a second one beside it."""
+
+
+class Checkups:
+    """The regular looks at the workers that are READY."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        deciders: Deciders,
+        incarnations: Incarnations,
+    ) -> None:
+        self._policy = policy
+        self._fleet = deciders.fleet
+        self._dispatcher = deciders.dispatcher
+        self._incarnations = incarnations
+        self._health = Health(policy.stall_timeout)
+        self._recycles = policy.recycle_age or policy.recycle_calls or policy.recycle_rss
+
+    def next_deadline(self) -> float:
+        """Return when `run` has to be called at the latest."""
+        return self._health.next_deadline()
+
+    def watch(self, worker: str, now: float) -> None:
+        """Look at a worker from now on: it is READY."""
+        self._health.watch(worker, self._vitals(self._fleet.workers[worker]), now)
+
+    def forget(self, worker: str) -> None:
+        """Look at it no more."""
+        self._health.forget(worker)
+
+    def run(self, now: float) -> list[str]:
+        """Look at all; return the workers whose loop has to be asked by a PING."""
+        ask = []
+        for worker_id in self._health.take_due(now):
+            worker = self._fleet.workers[worker_id]
+            hangs = self._health.look(worker_id, self._vitals(worker), now)
+            if hangs is not None:
+                self._fleet.hung(worker_id, hangs, now)
+            elif self._health.wants_ping(worker_id, now):
+                ask.append(worker_id)
+            if self._recycles:
+                self._look_at_age(worker, now)
+        return ask
+
+    def _vitals(self, worker: Worker) -> Vitals:
+        board = self._incarnations.board(worker.id)
+        in_flight = self._dispatcher.in_flight(worker.id)
+        pids = members(worker.pid) if in_flight else [worker.pid]
+        if worker.mode == "on" and len(pids) > 1:
+            del pids[0]  # what its front does for callers is no progress of the engine
+        return Vitals(in_flight, board.turns, board.steps, cpu_seconds(pids))
+
+    def _look_at_age(self, worker: Worker, now: float) -> None:
+        policy = self._policy
+        why = why_recycle(
+            now - worker.since,
+            self._dispatcher.done_by(worker.id),
+            memory(members(worker.pid)) if policy.recycle_rss else 0,
+            max_age=policy.recycle_age or math.inf,
+            max_calls=policy.recycle_calls,
+            max_rss=policy.recycle_rss,
+        )
+        if why is not None:
+            self._fleet.recycle(worker.id, why, now)
+
+
+def has_room(worker: Worker) -> bool:
+    """Tell whether a second worker of this kind fits into memory beside this one."""
+    return free_memory() > ROOM * memory(members(worker.pid))

@@ -1,0 +1,169 @@
+"""The front: what clients say, given to the deciders; and how clients come and go."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+import zmq
+
+from vllmport.bridge import limits
+from vllmport.bridge.codec import Bytes, Packed, pack
+from vllmport.bridge.errors import PoolClosed, ProtocolError, VllmportError
+from vllmport.bridge.messages import (
+    Bye,
+    Call,
+    Cancel,
+    Credit,
+    Hello,
+    Message,
+    Ping,
+    Pong,
+    Welcome,
+    decode,
+    encode,
+    error_message,
+)
+from vllmport.pool.supervisor.clients import Client, Clients
+from vllmport.pool.supervisor.deciders import Deciders
+
+logger = logging.getLogger("vllmport.supervisor")
+
+BATCH: Final = 256
+"""Messages taken from one socket before the others get their turn."""
+
+
+class Front:
+    """Clients on one side, the deciders on the other.
+
+    Args:
+        clients: Their socket.
+        welcome: What a new client is told.
+        act: Called after each message, to do what was decided.
+    """
+
+    def __init__(
+        self,
+        clients: Clients,
+        deciders: Deciders,
+        welcome: Welcome,
+        act: Callable[[float], None],
+    ) -> None:
+        self.stopping = False
+        self._clients = clients
+        self._dispatcher = deciders.dispatcher
+        self._control = deciders.control
+        self._fleet = deciders.fleet
+        self._events = deciders.events
+        self._welcome = welcome
+        self._act = act
+
+    def on_messages(self) -> None:
+        """Take what clients sent."""
+        for _ in range(BATCH):
+            try:
+                identity, client, frames, first = self._clients.receive()
+            except zmq.Again:
+                return
+            now = time.monotonic()
+            try:
+                message, payload, buffers = decode(frames)
+                if client is None:
+                    assert first is not None, "an unknown identity comes with its first frame"
+                    self._on_stranger(identity, message, first)
+                else:
+                    self._on_client(client, message, Packed(bytes(payload), list(buffers)), now)
+            except ProtocolError as exc:
+                logger.info("client=%s bad message: %s", client.key if client else "?", exc)
+                self._clients.send_to_stranger(identity, error_frames(exc))
+            except Exception:  # outermost: one message must not end the pool
+                logger.exception("client=%s message lost", client.key if client else "?")
+                self._clients.send_to_stranger(
+                    identity, error_frames(ProtocolError("not understood"))
+                )
+            self._act(now)
+
+    def on_disconnects(self) -> None:
+        """Take note of the connections that ended."""
+        self._forget_all(self._clients.disconnected())
+        self._act(time.monotonic())
+
+    def send(self, key: int, frames: list[Bytes]) -> None:
+        """Send to a client; one that cannot be reached is cut off."""
+        lost = self._clients.send(key, frames)
+        if lost is not None:
+            self.drop(lost, "it is gone or does not read")
+
+    def drop(self, client: Client, why: str) -> None:
+        """Cut a client off, and abort what it left."""
+        self._clients.forget(client)
+        self._forget(client, why)
+
+    # Inside.
+
+    def _on_stranger(self, identity: bytes, message: Message, first: zmq.Frame) -> None:
+        if isinstance(message, Bye):
+            return  # its connection has gone already
+        if not isinstance(message, Hello):
+            raise ProtocolError("say HELLO first: this pool does not know the connection")
+        if limits.PROTOCOL_VERSION not in message.versions:
+            raise ProtocolError(
+                f"this pool speaks protocol {limits.PROTOCOL_VERSION} "
+                f"(vllmport {self._welcome.product}), "
+                f"the client {message.versions} ({message.product}); install matching versions"
+            )
+        try:
+            client, gone = self._clients.admit(identity, first, message.pid)
+        except PermissionError as exc:
+            raise ProtocolError(str(exc)) from exc
+        self._forget_all(gone)
+        logger.info("client=%d connected pid=%d name=%s", client.key, message.pid, message.name)
+        self._events.add("client.connected", client=client.key, pid=message.pid, name=message.name)
+        self.send(client.key, encode(self._welcome, pack(_limits())))
+
+    def _on_client(self, client: Client, message: Message, packed: Packed, now: float) -> None:
+        match message:
+            case Call():
+                if self.stopping and (message.model or message.verb in ("load", "restart")):
+                    error = PoolClosed("the pool is shutting down")
+                    self.send(client.key, error_frames(error, message.id))
+                elif message.model:
+                    self._dispatcher.call(client.key, message, packed, now)
+                else:
+                    self._control.call(client.key, message, packed, now)
+            case Cancel(call_id):
+                self._dispatcher.cancel(client.key, call_id)
+                self._control.cancel(client.key, call_id, now)
+            case Credit(call_id, count):
+                self._dispatcher.credit(client.key, call_id, count)
+            case Ping(token):
+                self.send(client.key, encode(Pong(token)))
+            case Bye():
+                self.drop(client, "it left")
+            case _:
+                raise ProtocolError(f"a client sends no {type(message).__name__.upper()}")
+
+    def _forget_all(self, gone: list[Client]) -> None:
+        for client in gone:
+            self._forget(client, "disconnected")
+
+    def _forget(self, client: Client, why: str) -> None:
+        logger.info("client=%d gone pid=%d: %s", client.key, client.pid, why)
+        self._events.add("client.gone", client=client.key, pid=client.pid, reason=why)
+        self._dispatcher.client_gone(client.key)
+        self._control.client_gone(client.key)
+        self._fleet.client_gone(client.key, time.monotonic())
+
+
+def error_frames(error: VllmportError, call_id: int = 0) -> list[Bytes]:
+    """Encode an error that answers a client."""
+    return encode(error_message(error, call_id), pack(error.details))
+
+
+def _limits() -> dict[str, int]:
+    return {
+        "max_header": limits.MAX_HEADER,
+        "max_payload": limits.MAX_PAYLOAD,
+        "max_frame": limits.MAX_FRAME,
+        "max_buffers": limits.MAX_BUFFERS,
+    }
