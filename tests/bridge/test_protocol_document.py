@@ -14,6 +14,7 @@ import pytest
 from vllmport.bridge import limits
 from vllmport.bridge.codec import ITEM_SIZES, Array, Ext, Packed, Symbol, pack, unpack
 from vllmport.bridge.errors import ERRORS
+from vllmport.bridge.events import EVENTS
 from vllmport.bridge.messages import (
     KINDS,
     Call,
@@ -32,6 +33,7 @@ from vllmport.pool.client.requests import chat_requests, generate_requests, load
 from vllmport.pool.plan import TINY_MODEL, ModelSpec, Policy
 from vllmport.pool.supervisor.control import MAX_NESTED, Control
 from vllmport.pool.supervisor.dispatch import Dispatcher
+from vllmport.pool.supervisor.events import EventLog
 from vllmport.pool.supervisor.fleet import Fleet
 from vllmport.pool.supervisor.specification import MAX_MODEL_NAME, spec_from
 from vllmport.worker.engines.echo import EchoEngine
@@ -254,15 +256,25 @@ def test_states(heading: str, transitions: dict[tuple[Any, Any], Any]) -> None:
     assert documented == [(s.value, e.value, after.value) for (s, e), after in transitions.items()]
 
 
+# Events.
+
+
+def test_events() -> None:
+    documented = {code(name): tuple(codes(fields)) for name, fields in table("event", "fields")}
+    assert documented == EVENTS
+
+
 # Verbs.
 
 
 @pytest.fixture
 def control() -> Control:
-    fleet = Fleet(Policy(), lambda: "nonce")
-    identity: dict[str, Any] = {"supervisor": {}, "spawner": {}}
+    events = EventLog(lambda: 0.0)
+    fleet = Fleet(Policy(), events, lambda: "nonce")
+    standby = {"id": "standby/0", "pid": 1, "waiting": True}
+    identity: dict[str, Any] = {"supervisor": {}, "spawner": {}, "standbys": [standby]}
     dispatcher = Dispatcher(1, 1)
-    control = Control(fleet, dispatcher, {}, lambda: identity, lambda _: None)
+    control = Control(fleet, dispatcher, events, {}, lambda: identity, lambda _: None)
     fleet.load(ModelSpec("m", "echo"), 0.0)
     dispatcher.add_model("m")
     return control

@@ -78,7 +78,7 @@ def loaded(bench: Bench) -> Bench:
 @pytest.mark.parametrize(
     ("verb", "args", "complaint"),
     [
-        ("explode", {}, "known: engine_config, load"),
+        ("explode", {}, "known: engine_config, events, load"),
         ("load", [1], "map of arguments"),
         ("release", {}, "name must be text"),
         ("unload", {"name": 7}, "name must be text, not 7"),

@@ -56,7 +56,14 @@ class Bench:
         self.now = NOW
         nonces = iter(f"n{number}" for number in range(10**6))
         self.events = EventLog(lambda: self.now)
-        self.it = Fleet(policy, self.events, lambda: next(nonces), jitter=jitter)
+        self.fits = True
+        self.it = Fleet(
+            policy,
+            self.events,
+            lambda: next(nonces),
+            has_room=lambda _: self.fits,
+            jitter=jitter,
+        )
 
     def load(self, client: int = 1, *, declared: bool = False, **of_spec: Any) -> None:
         self.it.load(spec(**of_spec), self.now, client, declared=declared)
@@ -74,7 +81,14 @@ class Bench:
         self.it.tick(self.now)
 
     def did(self) -> list[Action]:
-        return self.it.take_actions()
+        actions = self.it.take_actions()
+        for action in actions:
+            if isinstance(action, Spawn):
+                self.it.spawning(action.worker, self.now)
+        return actions
+
+    def happened(self) -> list[str]:
+        return [event["event"] for event in self.events.take_new()]
 
     def state(self, worker: str = "m/0") -> WorkerState:
         return self.it.workers[worker].state
@@ -117,7 +131,7 @@ def test_the_process_is_known_once_it_was_spawned(bench: Bench) -> None:
     bench.load()
     bench.it.spawned("m/0", 77)
     worker = bench.it.workers["m/0"]
-    assert (worker.pid, worker.pgid) == (77, 77)
+    assert worker.pid == 77
     bench.die()
     assert worker.pid == 0
 
@@ -360,8 +374,12 @@ def test_stopping_goes_from_bye_to_term_to_kill(ready: Bench) -> None:
     assert ready.it.next_deadline() == ready.now + 30
     ready.tick(30)
     assert ready.did() == [SayBye("m/0")]
-    ready.tick(5)
-    assert ready.did() == [Kill("m/0", gently=True)]
+    ready.tick(2.5)
+    assert ready.did() == [Kill("m/0", "leader", gently=True)]
+    ready.tick(1.25)
+    assert ready.did() == [Kill("m/0", "group", gently=True)]
+    ready.tick(1.25)
+    assert ready.did() == [Kill("m/0")]
     for _ in range(3):
         ready.tick(5)
         assert ready.did() == [Kill("m/0")]
@@ -385,8 +403,10 @@ def test_a_worker_that_still_loads_is_not_asked_but_told_to_stop(bench: Bench) -
     bench.load()
     bench.did()
     bench.it.unload("m", bench.now)
-    assert bench.did() == [Kill("m/0", gently=True)]
-    bench.tick(5)
+    assert bench.did() == [Kill("m/0", "leader", gently=True)]
+    bench.tick(1.25)
+    assert bench.did() == [Kill("m/0", "group", gently=True)]
+    bench.tick(1.25)
     assert bench.did() == [Kill("m/0")]
     bench.die()
     assert bench.did() == [Removed("m")]
@@ -480,7 +500,7 @@ class AnyOrder(RuleBasedStateMachine):
                 case Drain(worker):
                     assert worker in self.processes
                     self.served.pop(worker, None)
-                case Kill(worker, gently):
+                case Kill(worker, _, gently):
                     assert worker in self.processes, "killed what is gone"
                     self.killed |= set() if gently else {worker}
                 case Settled(model, error):
@@ -522,6 +542,29 @@ class AnyOrder(RuleBasedStateMachine):
         if really and name in self.bench.it.models:
             self.bench.it.unload(name, self.bench.now)
             self.collect()
+
+    @rule(name=st.sampled_from("ab"))
+    def restart(self, name: str) -> None:
+        model = self.bench.it.models.get(name)
+        if model is not None and not model.leaving:
+            self.bench.it.restart(name, self.bench.now)
+            self.collect()
+
+    @precondition(lambda self: self.processes)
+    @rule(number=st.integers(0, 9))
+    def worker_is_old(self, number: int) -> None:
+        self.bench.it.recycle(self.pick(number), "it is old", self.bench.now)
+        self.collect()
+
+    @precondition(lambda self: self.processes)
+    @rule(number=st.integers(0, 9))
+    def worker_hangs(self, number: int) -> None:
+        self.bench.it.hung(self.pick(number), "it hangs", self.bench.now)
+        self.collect()
+
+    @rule(fits=st.booleans())
+    def memory_changes(self, *, fits: bool) -> None:
+        self.bench.fits = fits
 
     @rule(really=SELDOM)
     def hurry(self, *, really: bool) -> None:
@@ -576,7 +619,14 @@ class AnyOrder(RuleBasedStateMachine):
         for model in self.bench.it.models.values():
             assert model.workers
             if not model.leaving:
-                assert len(model.workers) == model.spec.replicas
+                lasting = [w for w in model.workers.values() if w.state is not WorkerState.DRAINING]
+                replacing = sum(bool(worker.replaces) for worker in lasting)
+                assert replacing <= 1
+                leaving_first = len(lasting) < len(model.workers)  # there was no memory for two
+                assert len(lasting) - replacing in (
+                    model.spec.replicas,
+                    model.spec.replicas - leaving_first,
+                )
                 assert model.declared or model.leases or not model.settled
             assert all(self.bench.it.workers[name] is w for name, w in model.workers.items())
         assert len(self.bench.it.workers) == sum(
@@ -612,9 +662,10 @@ class AnyOrder(RuleBasedStateMachine):
         for model in self.bench.it.models.values():
             states = {worker.state for worker in model.workers.values()}
             assert not model.leaving
+            assert len(model.workers) == model.spec.replicas
             assert states <= {WorkerState.READY, WorkerState.FAILED}
             error = self.settled[model.spec.name]
-            assert (error is None) == (states == {WorkerState.READY})
+            assert error is not None or states == {WorkerState.READY}
 
 
 TestAnyOrder = AnyOrder.TestCase

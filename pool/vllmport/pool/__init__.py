@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         PoolLost,
         ProtocolError,
         StartupFailed,
+        Unavailable,
         VllmportError,
         WorkerLost,
     )
@@ -56,6 +57,7 @@ __all__ = [
     "SamplingParams",
     "StartupFailed",
     "Stream",
+    "Unavailable",
     "VllmportError",
     "WorkerLost",
 ]

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,42 @@ def stop(endpoint: str | None, now: bool) -> None:  # noqa: FBT001
     """Stop the pool: open calls are finished first, for a while."""
     with Pool.connect(endpoint) as pool:
         pool.call("shutdown", {"drain": not now})
+
+
+@cli.command()
+@click.argument("name", required=False)
+@_endpoint
+@click.option("--timeout", type=float, default=3600.0, show_default=True, help="Seconds to wait.")
+def restart(name: str | None, endpoint: str | None, timeout: float) -> None:
+    """Replace the workers of the model NAME, or of all, one after the other; calls go on."""
+    with Pool.connect(endpoint) as pool:
+        for model in [name] if name else [model["name"] for model in pool.status()["models"]]:
+            pool.restart(model, timeout=timeout)
+            click.echo(f"{model}: restarted")
+
+
+@cli.command()
+@_endpoint
+@click.option("--last", type=click.IntRange(0), default=20, show_default=True, help="Begin with.")
+@click.option("--json", "as_json", is_flag=True, help="Print each event as one line of JSON.")
+@click.option("--no-follow", is_flag=True, help="Print what was and leave.")
+def events(endpoint: str | None, last: int, as_json: bool, no_follow: bool) -> None:  # noqa: FBT001
+    """Show what happened in the pool, and what happens, until interrupted."""
+    with Pool.connect(endpoint) as pool, pool.events(last=last) as stream:
+        while True:
+            try:
+                event = stream.get(0.5 if no_follow else None)
+            except TimeoutError:
+                return
+            if event is None:
+                return
+            click.echo(json.dumps(event) if as_json else _event_line(event))
+
+
+def _event_line(event: dict[str, Any]) -> str:
+    stamp = datetime.fromtimestamp(event["time"]).astimezone().isoformat(" ", "milliseconds")
+    fields = (f"{k}={v}" for k, v in event.items() if k not in ("event", "seq", "time"))
+    return " ".join((stamp, event["event"], *fields))
 
 
 @contextmanager

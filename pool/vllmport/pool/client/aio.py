@@ -19,7 +19,7 @@ from vllmport.pool.client.batch import Batch
 from vllmport.pool.client.connection import Connection
 from vllmport.pool.client.llm import LOAD_PROFILE
 from vllmport.pool.client.mailbox import Done, Event, Failed, Item
-from vllmport.pool.client.pool import CONTROL_TIMEOUT, Pool, announce_demonstration
+from vllmport.pool.client.pool import CONTROL_TIMEOUT, RESTART_TIMEOUT, Pool, announce_demonstration
 from vllmport.pool.client.progress import batch_bar
 from vllmport.pool.client.requests import (
     Message,
@@ -417,6 +417,10 @@ class AsyncPool:
     async def unload(self, name: str, *, timeout: float = CONTROL_TIMEOUT) -> None:
         """Stop a model whoever holds a lease on it, and wait until it is gone."""
         await self.call("unload", {"name": name}, timeout=timeout)
+
+    async def restart(self, name: str, *, timeout: float = RESTART_TIMEOUT) -> None:
+        """Replace every worker of a model, one after the other; see `Pool.restart`."""
+        await self.call("restart", {"name": name}, timeout=timeout)
 
     async def status(self) -> dict[str, Any]:
         """Return what runs: supervisor, spawner, models, workers, counters."""

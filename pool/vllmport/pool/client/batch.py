@@ -6,7 +6,7 @@ Pure: says what to submit next and takes the events; the sync and the async clie
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, cast
 
 from vllmport.bridge.errors import Overloaded, VllmportError
 from vllmport.pool.client.mailbox import Done, Event, Failed
@@ -103,4 +103,4 @@ class Batch(Generic[T]):
             if len(self.results) > 1:
                 self.error.details["results"] = self.results
             raise self.error
-        return [result for result in self.results if result is not None]
+        return cast(list[T], self.results)  # a result may be None as well

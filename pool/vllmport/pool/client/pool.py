@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from vllmport.bridge.errors import VllmportError
+from vllmport.pool.client.events import EventStream
 from vllmport.pool.client.launch import OwnedSupervisor
 from vllmport.pool.client.link import Link
 from vllmport.pool.client.llm import LLM, run_call
@@ -16,6 +17,9 @@ from vllmport.pool.endpoint import default_endpoint, socket_path
 
 CONTROL_TIMEOUT = 60.0
 """Seconds for a call to the pool itself that waits for no engine."""
+
+RESTART_TIMEOUT = 3600.0
+"""Seconds for replacing all workers of a model."""
 
 
 class Pool:
@@ -131,6 +135,30 @@ class Pool:
     def status(self) -> dict[str, Any]:
         """Return what runs: supervisor, spawner, models, workers, counters."""
         return dict(self.call("status", {}))
+
+    def restart(self, name: str, *, timeout: float = RESTART_TIMEOUT) -> None:
+        """Replace every worker of a model, one after the other, while calls go on.
+
+        Where memory allows, the new worker is READY before the old one drains. Workers that were
+        given up are started anew.
+
+        Raises:
+            InvalidRequest: There is no such model.
+            StartupFailed: A new worker did not become ready; the old one goes on.
+            DeadlineExceeded: It takes longer; it goes on all the same.
+        """
+        self.call("restart", {"name": name}, timeout=timeout)
+
+    def events(self, *, last: int = 0) -> EventStream:
+        """Watch what happens: processes, calls that were lost or run again, clients.
+
+        Args:
+            last: How many of the latest events to begin with; the pool keeps a thousand.
+
+        Returns:
+            An iterator of maps; `vllmport.bridge.events.EVENTS` lists names and fields.
+        """
+        return EventStream(self.link.connection(), last)
 
     def call(self, verb: str, args: dict[str, Any], *, timeout: float = CONTROL_TIMEOUT) -> Any:
         """Call a verb of the pool itself and return its plain result."""

@@ -323,8 +323,8 @@ class Fleet:
 
     def _fill(self, model: Model, now: float) -> None:
         """Start the workers that a model should have and has not."""
-        lasting = sum(worker.state is not DRAINING for worker in model.workers.values())
-        for _ in range(model.spec.replicas - lasting):
+        lasting = [w for w in model.workers.values() if w.state is not DRAINING and not w.replaces]
+        for _ in range(model.spec.replicas - len(lasting)):
             model.settled = False
             self._new_worker(model, now)
 

@@ -97,6 +97,7 @@ class EchoEngine:
         self._port = port
         self._running: dict[Key, _Generation] = {}
         self._steps = 0
+        self._ballast = bytearray()
         self._verbs: dict[str, Callable[[Request], None]] = {
             "generate": self._generate,
             "chat": self._chat,
@@ -210,6 +211,12 @@ class EchoEngine:
                 os.kill(os.getpid(), int(request.args.get("signal", signal.SIGKILL)))
             case "hang":
                 time.sleep(float(request.args.get("seconds", 3600)))
+            case "spin":
+                end = time.monotonic() + float(request.args["seconds"])
+                while time.monotonic() < end:
+                    pass
+            case "grow":
+                self._ballast += bytes(int(request.args["bytes"]))
             case "stderr":
                 sys.stderr.write(str(request.args["text"]) + "\n")
             case "raise":

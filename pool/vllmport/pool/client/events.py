@@ -1,0 +1,81 @@
+"""What happens in a pool, as it happens."""
+
+import contextlib
+import math
+import queue
+from collections.abc import Iterator
+from typing import Any, Self
+
+from vllmport.bridge.errors import PoolClosed
+from vllmport.pool.client.connection import Connection
+from vllmport.pool.client.mailbox import Failed, Item, ThreadMailbox
+from vllmport.pool.client.requests import call_for
+
+
+class EventStream(Iterator[dict[str, Any]]):
+    """The events of a pool; `vllmport.bridge.events.EVENTS` lists them.
+
+    Iterate over it until the pool ends; close it, or let it go, to watch no more.
+
+    Args:
+        connection: To the pool.
+        last: How many of the latest events to begin with; the pool keeps a thousand.
+    """
+
+    def __init__(self, connection: Connection, last: int = 0) -> None:
+        self._connection = connection
+        self._mailbox = ThreadMailbox()
+        call = call_for("", "events", None, None)._replace(window=1)
+        self._call = connection.submit(call, {"last": last}, math.inf, self._mailbox)
+        self._open = True
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        event = self.get()
+        if event is None:
+            raise StopIteration
+        return event
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_open", False):
+            with contextlib.suppress(Exception):  # at interpreter exit little works any more
+                self.close()
+
+    def get(self, timeout: float | None = None) -> dict[str, Any] | None:
+        """Return the next event; None once the pool or this stream was closed.
+
+        Args:
+            timeout: Seconds to wait; None for ever.
+
+        Raises:
+            TimeoutError: Nothing happened in that time.
+            PoolLost: The pool died.
+        """
+        if not self._open:
+            return None
+        try:
+            arrived = self._connection.wait(self._mailbox, timeout)
+        except queue.Empty:
+            raise TimeoutError(f"no event within {timeout} s") from None
+        match arrived:
+            case Item(_, value):
+                return dict(value)
+            case Failed(_, error) if not isinstance(error, PoolClosed):
+                self._open = False
+                raise error
+        self._open = False
+        return None
+
+    def close(self) -> None:
+        """Watch no more."""
+        if self._open:
+            self._open = False
+            self._connection.abandon(self._call)
