@@ -34,6 +34,8 @@ PURE = [
         PACKAGES["pool"] / name
         for name in (
             "plan.py",
+            "supervisor/admission.py",
+            "supervisor/devices.py",
             "supervisor/dispatch.py",
             "supervisor/fleet.py",
             "supervisor/load.py",

@@ -63,6 +63,8 @@ class PoolConfig(BaseModel):
         for name, value in asdict(policy).items():
             if value < 0:
                 raise ValueError(f"{name} cannot be negative")
+        if policy.max_loads < 1:
+            raise ValueError("max_loads must be at least 1, or no worker could start")
         return policy
 
     def to_plan(self, run_dir: Path, owner_pid: int = 0) -> Plan:

@@ -61,6 +61,9 @@ class Policy:
         stall_timeout: How long a worker may owe something and neither step nor compute before it
             counts as hung.
         abort_grace: How long after an abort a worker may still hold the call before it is replaced.
+        max_loads: Workers that may load at once; one on each GPU in any case.
+        memory_timeout: How long the memory of a dead worker may take to come back before its GPU
+            is put in quarantine, and how long a start waits for memory that others hold.
         backoff_initial: Pause before the second restart in a row; it doubles from there.
         backoff_max: The longest pause.
         max_restarts: Deaths within `restart_window` after which a worker is given up.
@@ -85,6 +88,8 @@ class Policy:
     load_timeout: float = 1800.0
     stall_timeout: float = 30.0
     abort_grace: float = 10.0
+    max_loads: int = 4
+    memory_timeout: float = 30.0
     backoff_initial: float = 0.5
     backoff_max: float = 30.0
     max_restarts: int = 5
