@@ -100,7 +100,7 @@ def test_a_machine_without_the_driver_says_so(
 ) -> None:
     (tmp_path / "libnvidia-ml.so.1").write_text("not a library")
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
-    with pytest.raises(GpuUnreadable, match="does not answer.*NVIDIA_DRIVER_CAPABILITIES"):
+    with pytest.raises(GpuUnreadable, match=r"does not answer.*NVIDIA_DRIVER_CAPABILITIES"):
         read_gpus()
 
 
@@ -150,7 +150,7 @@ def test_a_watch_that_nobody_wants_starts_nothing(watch: GpuWatch) -> None:
 
 
 def test_after_a_failure_the_next_child_comes_after_a_pause() -> None:
-    watch = GpuWatch(script("print('{\"error\": \"broken\"}')"), retry=0.2)
+    watch = GpuWatch(script('print(\'{"error": "broken"}\')'), retry=0.2)
     try:
         for _ in range(3):
             with pytest.raises(GpuUnreadable, match="broken"):
@@ -163,41 +163,33 @@ def test_after_a_failure_the_next_child_comes_after_a_pause() -> None:
         watch.close()
 
 
-def test_while_a_child_cannot_be_killed_there_is_no_other() -> None:
-    """The unkillable one is played by a child that the kernel was told to leave alone: it is
-    stopped being looked at as long as its pipe is open, here through a grandchild."""
-    holder = "import subprocess, sys; subprocess.Popen(['sleep', '60']); sys.stdin.read()"
+def test_while_a_child_cannot_be_killed_there_is_no_other(tmp_path: Path) -> None:
+    """What counts is the end of its pipe: here a grandchild of the first child keeps that open."""
+    holder = (
+        f"import pathlib, subprocess, sys; once = pathlib.Path({str(tmp_path / 'once')!r}); "
+        "once.exists() or subprocess.Popen(['sleep', '60']); once.touch(); sys.stdin.read()"
+    )
     watch = GpuWatch(script(holder), patience=0.5, retry=0.0)
     try:
         watch.keep(time.monotonic(), wanted=True)
         (child,) = identify(watch.pid)
-        sleeper = eventually(lambda: child.children())[0]
-        time.sleep(0.5)  # its patience
+        (sleeper,) = eventually(child.children)
+        eventually((tmp_path / "once").exists)
         with pytest.raises(GpuUnreadable, match="did not answer"):
-            watch.check(time.monotonic())
-        watch.keep(time.monotonic(), wanted=True)
-        watch.receive(time.monotonic())
-        watch.keep(time.monotonic(), wanted=True)
-        assert (watch.pid, watch.next_deadline()) == (0, float("inf"))
+            watch.check(time.monotonic() + 0.5)
+        assert revived(watch) == 0
+        assert watch.next_deadline() == float("inf")
         sleeper.kill()
-        eventually(lambda: _revived(watch))
-        for grandchild in psutil.Process(watch.pid).children():
-            grandchild.kill()
+        assert eventually(lambda: revived(watch)) != child.pid
     finally:
-        _kill_family(watch.pid)
         watch.close()
 
 
-def _revived(watch: GpuWatch) -> int:
+def revived(watch: GpuWatch) -> int:
+    """Do what the supervisor does, and return the child that there is then."""
     watch.receive(time.monotonic())
     watch.keep(time.monotonic(), wanted=True)
     return watch.pid
-
-
-def _kill_family(pid: int) -> None:
-    if pid:
-        for process in psutil.Process(pid).children():
-            process.kill()
 
 
 def test_the_child_ends_with_its_owner(driver: pytest.MonkeyPatch) -> None:
