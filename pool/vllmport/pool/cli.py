@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,31 @@ def _event_line(event: dict[str, Any]) -> str:
     stamp = datetime.fromtimestamp(event["time"]).astimezone().isoformat(" ", "milliseconds")
     fields = (f"{k}={v}" for k, v in event.items() if k not in ("event", "seq", "time"))
     return " ".join((stamp, event["event"], *fields))
+
+
+@cli.command()
+@click.argument(
+    "config", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+@_endpoint
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(config: Path | None, endpoint: str | None, as_json: bool) -> None:  # noqa: FBT001
+    """Look at all that a pool needs; CONFIG is its pool.toml. The status is 1 if anything fails."""
+    from vllmport.pool.config import load_config
+    from vllmport.pool.doctor.examine import examine
+
+    settings = load_config(config, {})
+    found = []
+    for finding in examine(settings.python or sys.executable, endpoint or settings.endpoint):
+        found.append(finding)
+        if not as_json:
+            click.echo(f"{finding.level:5} {finding.name:16} {finding.text}")
+            if finding.remedy:
+                click.echo(f"{'':22} → {finding.remedy}")
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in found], indent=2))
+    if any(finding.level == "fail" for finding in found):
+        sys.exit(1)
 
 
 @contextmanager
