@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 from vllmport.bridge.errors import InvalidRequest, StartupFailed, VllmportError
 from vllmport.pool.plan import Policy
 from vllmport.pool.supervisor.devices import Device, DeviceReading, gib
+from vllmport.pool.supervisor.events import EventLog
 
 FRESH: Final = 2.0
 """Seconds after which a reading says nothing about now."""
@@ -64,20 +65,7 @@ class Refusal(NamedTuple):
     error: VllmportError
 
 
-class Quarantined(NamedTuple):
-    """The device does not give memory back, and takes no worker until it does."""
-
-    device: int
-    text: str
-
-
-class Returned(NamedTuple):
-    """A device in quarantine gave the memory back after all."""
-
-    device: int
-
-
-Decision = Grant | Refusal | Quarantined | Returned
+Decision = Grant | Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,18 +100,19 @@ class Admission:
 
     Args:
         policy: `max_loads` and `memory_timeout`.
+        events: Is told what becomes of the devices.
         has_gpus: Whether this machine has any; without, nobody waits for one.
     """
 
-    def __init__(self, policy: Policy, *, has_gpus: bool) -> None:
+    def __init__(self, policy: Policy, events: EventLog, *, has_gpus: bool) -> None:
         self.devices: dict[int, Device] = {}
         self.unreadable = ""
         self._policy = policy
+        self._events = events
         self._has_gpus = has_gpus
         self._waiting: dict[str, _Waiting] = {}
         self._held: dict[str, _Held] = {}
         self._read_at = -math.inf
-        self._changes: list[Decision] = []
         self._due = math.inf
 
     def __repr__(self) -> str:
@@ -146,11 +135,14 @@ class Admission:
                 self.devices[index].loaded(worker)
 
     def released(self, worker: str, now: float) -> None:
-        """Nothing is left of a worker's processes, however they ended, or it is not wanted."""
-        self._waiting.pop(worker, None)
+        """Nothing is left of a worker's processes, however they ended."""
         held = self._held.pop(worker, None)
         for index in held.devices if held is not None else ():
             self.devices[index].drop(worker, now + self._policy.memory_timeout)
+
+    def withdraw(self, worker: str) -> bool:
+        """Take a request back; return whether there was one that was not granted yet."""
+        return self._waiting.pop(worker, None) is not None
 
     def readings(self, readings: Sequence[DeviceReading], now: float) -> None:
         """Take a reading of every device."""
@@ -158,9 +150,12 @@ class Admission:
         self._read_at = now
         for reading in readings:
             device = self.devices.setdefault(reading.index, Device(reading))
-            if device.read(reading, now):
-                change = Quarantined(device.index, device.debt())
-                self._changes.append(change if device.quarantined else Returned(device.index))
+            word = device.read(reading, now)
+            if word:
+                fields = {"device": device.index, "used": reading.used}
+                if word != "device.free":
+                    fields["expected"] = device.expected
+                self._events.add(word, **fields)
 
     def unread(self, why: str) -> None:
         """The devices cannot be read: go on without, one load on each."""
@@ -170,8 +165,8 @@ class Admission:
 
     @property
     def waiting(self) -> bool:
-        """Whether `take_decisions` has anything to decide or to say."""
-        return bool(self._waiting or self._changes)
+        """Whether `take_decisions` has anything to decide."""
+        return bool(self._waiting)
 
     @property
     def wants_readings(self) -> bool:
@@ -192,7 +187,7 @@ class Admission:
             now: Seconds.
             free_ram: Bytes that can be had without harm to anybody.
         """
-        decisions, self._changes = self._changes, []
+        decisions: list[Decision] = []
         self._due = math.inf
         if self.unreadable:
             self._settle_unseen(now)

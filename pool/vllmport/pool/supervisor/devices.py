@@ -71,6 +71,7 @@ class Device:
     loading: str = ""
     due: float = math.inf
     quarantined: bool = False
+    _announced: bool = False
     _owed: float = 0.0
     _good: int = 0
     _before: int = 0
@@ -132,22 +133,23 @@ class Device:
         if not self.quarantined:
             self.due = due
 
-    def read(self, reading: DeviceReading, now: float) -> bool:
-        """Take a reading; return whether it brought the device into quarantine, or out of it."""
-        was = self.quarantined
+    def read(self, reading: DeviceReading, now: float) -> str:
+        """Take a reading; return what it shows anew, in the words of the events, or ""."""
         self.reading = reading
-        if self.settling or was:
-            self._judge(now)
+        word = ""
+        if self.settling or self.quarantined:
+            word = self._judge(now)
         elif not self.claims:
             self.floor = reading.used
         self._before = reading.used
-        return self.quarantined is not was
+        return word
 
     def give_up_waiting(self) -> None:
         """Nobody can say whether the memory is back: let the next start find out."""
         self._settle()
 
-    def _judge(self, now: float) -> None:
+    def _judge(self, now: float) -> str:
+        """See whether the memory is back; say so if it was said that it is not."""
         tolerance = max(int(TOLERANCE * self.reading.total), MIN_TOLERANCE)
         used = self.reading.used
         late = self.quarantined or now >= self.due
@@ -155,15 +157,22 @@ class Device:
         enough = used <= self.expected + tolerance or (late and self.has_memory(self._owed))
         still = late or not self._good or abs(used - self._before) <= tolerance
         self._good = (self._good + 1 if still else 1) if enough else 0
+        announced = self._announced
         if self._good >= READS:
             self._settle()
-        elif late and not enough:
-            self.quarantined, self.due = True, math.inf
+            return "device.free" if announced else ""
+        if late and not enough and not self.quarantined:
+            self.quarantined, self.due, self._announced = True, math.inf, True
+            return "device.quarantined"
+        if not enough and not announced:
+            self._announced = True
+            return "device.waiting"
+        return ""
 
     def _settle(self) -> None:
         if not self.claims:
             self.floor = self.reading.used
-        self.due, self.quarantined = math.inf, False
+        self.due, self.quarantined, self._announced = math.inf, False, False
         self._owed, self._good = 0.0, 0
 
     # Words.
@@ -211,4 +220,5 @@ class Device:
             "used": self.reading.used,
             "claims": dict(self.claims),
             "pids": self.reading.pids,
+            "note": self.debt() if self.quarantined else "",
         }

@@ -1,14 +1,12 @@
 """What a worker of a model takes: GPUs, a share of their memory, RAM.
 
-Reads the sizes of the files in the model's folder and of the free RAM; decides nothing.
+Reads the sizes of the files in the model's folder; decides nothing.
 """
 
 import math
 import os
 from collections.abc import Mapping
 from typing import Any, Final
-
-import psutil
 
 from vllmport.pool.plan import ECHO_MODEL, ModelSpec
 from vllmport.pool.supervisor.admission import Needs
@@ -49,11 +47,6 @@ def needs_of(spec: ModelSpec, environ: Mapping[str, str], *, has_gpus: bool) -> 
         visible=None if shown is None else tuple(part.strip() for part in shown.split(",")),
         ram=PROCESS_RAM,
     )
-
-
-def free_ram() -> int:
-    """Return how many bytes of RAM can be had without harm to anybody."""
-    return psutil.virtual_memory().available
 
 
 def _ram(spec: ModelSpec) -> int:
