@@ -1,6 +1,6 @@
 # Everything a checkout needs, one word each. `make` alone lists the words.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check model bench-quick clean
+.PHONY: help setup demo test check gpu-check model bench-quick clean
 
 # Not called PYTHON: that is the name of the interpreter setup starts from.
 PY := .venv/bin/python
@@ -21,6 +21,13 @@ check: setup ## lint, formatting and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+gpu-check: ## run the tests that need an NVIDIA GPU (PY=python for another environment)
+	@if [ ! -e /dev/nvidiactl ] && [ ! -e /dev/dxg ]; then \
+	    echo "gpu-check: there is no NVIDIA GPU on this machine; nothing was checked"; \
+	else \
+	    { command -v $(PY) >/dev/null || $(MAKE) setup; } && $(PY) -m pytest -m gpu tests/gpu $(ARGS); \
+	fi
 
 model: setup ## train the bundled tiny model and its adapter again
 	$(PY) scripts/build_tiny_model.py

@@ -478,7 +478,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @initialize(count=st.integers(1, 3))
     def begin(self, count: int) -> None:
-        self.world = World(count, Policy(max_loads=3, memory_timeout=10.0))
+        self.world = World(count, Policy(max_loads=2, memory_timeout=10.0))
         self.needs: dict[str, Needs] = {}
         self.asked: set[str] = set()
         self.loading: set[str] = set()
@@ -556,7 +556,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_given_twice(self) -> None:
-        assert len(self.loading) <= 3
+        assert len(self.loading) <= 2
         for device in self.world.admission.devices.values():
             on_it = [w for w, grant in self.running.items() if device.index in grant.devices]
             assert sum(self.needs[worker].fraction for worker in on_it) <= 1.001
