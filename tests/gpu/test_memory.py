@@ -165,7 +165,7 @@ def test_the_next_start_waits_until_the_memory_is_back(supervision: Supervision)
     supervision.admission.request("a", _first(SHARE), time.monotonic())
     assert supervision.decided() == [Grant("a", (0,))]
     with holding(size) as program:
-        supervision.admission.ready("a")
+        supervision.admission.ready("a", time.monotonic())
         program.kill()
         program.wait()
         supervision.admission.released("a", time.monotonic())
@@ -182,7 +182,7 @@ def test_memory_that_does_not_come_back_keeps_the_device_until_it_does(
     nearly_all = (before.total - before.used - size // 2) / before.total
     supervision.admission.request("a", _first(nearly_all), time.monotonic())
     assert supervision.decided() == [Grant("a", (0,))]
-    supervision.admission.ready("a")
+    supervision.admission.ready("a", time.monotonic())
     with holding(size):  # what "a" started and nobody could end
         supervision.admission.released("a", time.monotonic())
         supervision.admission.request("b", _first(nearly_all), time.monotonic())

@@ -1,5 +1,6 @@
 """Who may start now, and on which GPU."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ class World:
         return self.look()
 
     def ready(self, worker: str) -> list[Decision]:
-        self.admission.ready(worker)
+        self.admission.ready(worker, self.now)
         return self.look()
 
     def why(self, worker: str) -> str:
@@ -110,7 +111,7 @@ def test_without_gpus_only_the_number_of_loads_counts() -> None:
     assert not world.admission.wants_readings
     assert "turn" in world.why("c")
     assert world.ready("a") == [Grant("c")]
-    assert not world.admission.waiting
+    assert world.admission.next_deadline() == math.inf
 
 
 def test_a_load_that_ends_in_death_gives_its_turn_away() -> None:
@@ -122,9 +123,9 @@ def test_a_load_that_ends_in_death_gives_its_turn_away() -> None:
 def test_a_worker_that_is_no_longer_wanted_is_not_granted() -> None:
     world = World(count=0)
     world.ask(a=Needs(), b=Needs(), c=Needs())
-    assert world.admission.withdraw("c")
+    assert world.admission.withdraw("c", world.now)
     assert world.ready("a") == []
-    assert not world.admission.withdraw("a"), "it was granted"
+    assert not world.admission.withdraw("a", world.now), "it was granted"
 
 
 def test_a_ready_worker_is_no_load_and_may_be_asked_for_again_after_its_end() -> None:
@@ -212,7 +213,7 @@ def test_a_device_loads_one_worker_at_a_time() -> None:
 def test_what_was_read_before_a_load_ended_does_not_count() -> None:
     world = World()
     world.ask(a=HALF, b=HALF)
-    world.admission.ready("a")
+    world.admission.ready("a", world.now)
     assert world.decide() == []
     assert world.look() == [Grant("b", (0,))]
 
@@ -411,9 +412,9 @@ def test_a_quarantined_device_is_read_although_nobody_waits() -> None:
     world = World()
     dead(world, left=0.9)
     world.look(31)
-    assert world.admission.withdraw("b")
+    assert world.admission.withdraw("b", world.now)
     assert world.admission.wants_readings
-    assert not world.admission.waiting
+    assert world.decide() == []
     world.used[0] = 0.0
     world.look(0.5)
     world.look(0.5)
@@ -445,7 +446,7 @@ def test_what_somebody_else_took_meanwhile_ends_no_device_that_still_has_room() 
 def test_without_any_reading_gpu_workers_load_one_after_the_other() -> None:
     world = World()
     world.admission.request("a", MOST, world.now)
-    world.admission.unread("the driver did not answer")
+    world.admission.unread("the driver did not answer", world.now)
     assert world.look() == [Grant("a")]
     assert world.ask(b=MOST, c=Needs()) == [Grant("c")]
     assert world.ready("a") == [Grant("b")]
@@ -455,7 +456,7 @@ def test_without_any_reading_gpu_workers_load_one_after_the_other() -> None:
 def test_devices_that_were_read_once_are_used_blindly_after_the_time_is_up() -> None:
     world = World()
     dead(world, left=0.9)
-    world.admission.unread("the driver did not answer")
+    world.admission.unread("the driver did not answer", world.now)
     assert world.look(29) == []
     assert world.admission.next_deadline() == world.now + 1
     assert world.look(1) == [Grant("b", (0,))]
@@ -463,7 +464,7 @@ def test_devices_that_were_read_once_are_used_blindly_after_the_time_is_up() -> 
 
 def test_a_reading_ends_the_blindness() -> None:
     world = World()
-    world.admission.unread("the driver did not answer")
+    world.admission.unread("the driver did not answer", world.now)
     world.admission.readings([DeviceReading(0, "GPU-0", TOTAL, 0)], world.now)
     assert world.admission.describe()["unreadable"] == ""
 
@@ -535,7 +536,7 @@ class AnyOrder(RuleBasedStateMachine):
     def unwanted(self, worker: str) -> None:
         if worker in self.asked:
             self.asked.remove(worker)
-            assert self.world.admission.withdraw(worker)
+            assert self.world.admission.withdraw(worker, self.world.now)
 
     @rule(seconds=st.sampled_from([0.5, 3.0, 20.0]))
     def wait(self, seconds: float) -> None:
@@ -543,7 +544,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule()
     def blind(self) -> None:
-        self.world.admission.unread("the driver did not answer")
+        self.world.admission.unread("the driver did not answer", self.world.now)
 
     @rule()
     def give_back(self) -> None:
@@ -572,7 +573,7 @@ class AnyOrder(RuleBasedStateMachine):
             for worker in list(self.running):
                 self.end(worker, leaking=False)
         assert not self.asked, self.world.admission.describe()
-        assert not self.world.admission.waiting
+        assert self.world.admission.describe()["waiting"] == []
         assert not self.world.admission.wants_readings
 
 

@@ -124,30 +124,34 @@ class Admission:
         """A worker wants to start, and nothing is left of its last process."""
         assert worker not in self._held, f"{worker} was granted already"
         self._waiting[worker] = _Waiting(needs, now)
+        self._due = now
 
-    def ready(self, worker: str) -> None:
+    def ready(self, worker: str, now: float) -> None:
         """A worker has loaded. Others may load on its devices from now on."""
         held = self._held.get(worker)
         if held is not None:
             held.loading = False
+            self._due = now
             self._read_at = -math.inf  # what was read before does not count what it took last
             for index in held.devices:
                 self.devices[index].loaded(worker)
 
     def released(self, worker: str, now: float) -> None:
         """Nothing is left of a worker's processes, however they ended."""
+        self._due = now
         held = self._held.pop(worker, None)
         for index in held.devices if held is not None else ():
             self.devices[index].drop(worker, now + self._policy.memory_timeout)
 
-    def withdraw(self, worker: str) -> bool:
+    def withdraw(self, worker: str, now: float) -> bool:
         """Take a request back; return whether there was one that was not granted yet."""
+        self._due = now  # it may have kept others waiting
         return self._waiting.pop(worker, None) is not None
 
     def readings(self, readings: Sequence[DeviceReading], now: float) -> None:
         """Take a reading of every device."""
         self.unreadable = ""
-        self._read_at = now
+        self._read_at = self._due = now
         for reading in readings:
             device = self.devices.setdefault(reading.index, Device(reading))
             word = device.read(reading, now)
@@ -157,16 +161,12 @@ class Admission:
                     fields["expected"] = device.expected
                 self._events.add(word, **fields)
 
-    def unread(self, why: str) -> None:
+    def unread(self, why: str, now: float) -> None:
         """The devices cannot be read: go on without, one load on each."""
+        self._due = now
         self.unreadable = why
 
     # What follows.
-
-    @property
-    def waiting(self) -> bool:
-        """Whether `take_decisions` has anything to decide."""
-        return bool(self._waiting)
 
     @property
     def wants_readings(self) -> bool:
@@ -177,7 +177,7 @@ class Admission:
         )
 
     def next_deadline(self) -> float:
-        """Return when `take_decisions` has to be called at the latest."""
+        """Return when `take_decisions` has to be called: not in the future if anything happened."""
         return self._due
 
     def take_decisions(self, now: float, free_ram: int) -> list[Decision]:
