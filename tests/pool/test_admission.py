@@ -1,6 +1,8 @@
 """Who may start now, and on which GPU."""
 
+import importlib.util
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -578,7 +580,7 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAnyOrder.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 
 
 # What a worker needs.
@@ -636,8 +638,11 @@ def test_arguments_of_a_wrong_kind_are_the_workers_to_refuse() -> None:
     assert needs_of(odd, {}, has_gpus=True)[:2] == (1, DEFAULT_FRACTION)
 
 
+@pytest.mark.vllm
 def test_the_default_fraction_is_vllms_own() -> None:
-    pytest.importorskip("vllm")
-    from vllm.config import CacheConfig
-
-    assert CacheConfig.gpu_memory_utilization == DEFAULT_FRACTION
+    found = importlib.util.find_spec("vllm")
+    if found is None or found.origin is None:
+        pytest.skip("vLLM is not installed")
+    source = Path(found.origin).with_name("config") / "cache.py"  # to import it takes 20 s
+    (default,) = re.findall(r"gpu_memory_utilization: float = .*?([\d.]+)", source.read_text())
+    assert float(default) == DEFAULT_FRACTION
