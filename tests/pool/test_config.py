@@ -200,3 +200,8 @@ def test_own_log_folder_is_made(run_dir: Path) -> None:
     plan = load_config({"log_dir": str(run_dir / "a" / "logs")}, {}).to_plan(run_dir)
     assert plan.log_dir == str(run_dir / "a" / "logs")
     assert Path(plan.log_dir).is_dir()
+
+
+def test_a_pool_that_could_start_nobody_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="max_loads must be at least 1"):
+        load_config({"policy": {"max_loads": 0}}, {})
