@@ -11,10 +11,10 @@ from vllmport.pool.client.llm import Stream
 pytestmark = pytest.mark.vllm
 
 PROMPT = "1 2 3 4 5"
-GREEDY = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
-SEEDED = SamplingParams(temperature=1, seed=7, max_tokens=400, ignore_eos=True)
-SEVERAL = SamplingParams(n=2, temperature=1, seed=7, max_tokens=200, logprobs=1, ignore_eos=True)
-UNSEEDED = SamplingParams(temperature=2, max_tokens=400, ignore_eos=True)
+GREEDY = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
+SEEDED = SamplingParams(temperature=1, seed=7, max_tokens=100, ignore_eos=True)
+SEVERAL = SamplingParams(n=2, temperature=1, seed=7, max_tokens=100, logprobs=1, ignore_eos=True)
+UNSEEDED = SamplingParams(temperature=2, max_tokens=100, ignore_eos=True)
 
 
 def worker_of(pool: Pool, llm: LLM) -> psutil.Process:
@@ -45,14 +45,15 @@ def part_of(stream: Stream, tokens: int) -> list[Delta]:
 def test_streams_whose_worker_was_killed_are_the_same_as_undisturbed_ones_or_lost(
     pool: Pool, off: LLM
 ) -> None:
+    worker = worker_of(pool, off)
     off.generate(PROMPT, UNSEEDED)  # a new engine begins with the same random numbers
     reproducible = [GREEDY, SEEDED, SEVERAL]
     undisturbed = [joined(list(off.stream(PROMPT, params))) for params in reproducible]
     streams = [off.stream(PROMPT, params, retry="resume") for params in reproducible]
     random = off.stream(PROMPT, UNSEEDED, retry="resume")
-    parts = [part_of(stream, 50) for stream in streams]
-    part_of(random, 50)
-    worker_of(pool, off).kill()
+    parts = [part_of(stream, 10) for stream in streams]
+    part_of(random, 10)
+    worker.kill()
     for stream, deltas, expected in zip(streams, parts, undisturbed, strict=True):
         deltas.extend(stream)
         assert joined(deltas) == expected
@@ -68,11 +69,12 @@ def test_streams_whose_worker_was_killed_are_the_same_as_undisturbed_ones_or_los
 
 
 def test_a_stream_whose_engine_core_was_killed_is_resumed(pool: Pool, on: LLM) -> None:
+    below = worker_of(pool, on).children(recursive=True)
+    core = next(process for process in below if "EngineCor" in process.name())
     undisturbed = joined(list(on.stream(PROMPT, GREEDY)))
     stream = on.stream(PROMPT, GREEDY, retry="resume")
-    deltas = part_of(stream, 50)
-    below = worker_of(pool, on).children(recursive=True)
-    next(process for process in below if "EngineCor" in process.name()).kill()
+    deltas = part_of(stream, 10)
+    core.kill()
     deltas.extend(stream)
     assert joined(deltas) == undisturbed
     assert stream.result is not None

@@ -12,7 +12,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from deciders import Sent, ended_calls, unpacked
 from vllmport.bridge.board import Held, OnRecord
 from vllmport.bridge.codec import pack
-from vllmport.bridge.errors import Cancelled, EngineDead, PoolClosed, StartupFailed, VllmportError
+from vllmport.bridge.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EngineDead,
+    PoolClosed,
+    StartupFailed,
+    VllmportError,
+)
 from vllmport.bridge.messages import (
     Call,
     Cancel,
@@ -85,13 +92,15 @@ class Bench:
         on_record: dict[tuple[int, int], int | Held] | None = None,
         worker: str = "m/0",
         cause: str = "killed",
+        *,
+        expected: bool = False,
     ) -> None:
         """End a worker; of its calls it has on record their tokens, or how far they came."""
         board = {
             key: OnRecord(state, 0) if isinstance(state, Held) else OnRecord(Held.STARTED, state)
             for key, state in (on_record or {}).items()
         }
-        self.it.worker_gone(worker, cause, board, self.now)
+        self.it.worker_gone(worker, cause, board, self.now, expected=expected)
 
     def happened(self) -> list[tuple[Any, ...]]:
         """Return the events since the last time: their names and fields."""
@@ -360,9 +369,10 @@ def test_a_running_call_is_left_to_its_worker_for_the_grace(bench: Bench) -> Non
     bench.expire_at(NOW + 0.1)
     assert bench.told() == []
     assert bench.it.next_deadline() == NOW + 0.1 + GRACE
-    bench.error(1)
+    bench.error(1, error=DeadlineExceeded("time is up", phase="decode"))
     assert [to for to, _ in bench.messages()] == [1]
     assert bench.it.next_deadline() == math.inf
+    assert bench.happened() == [("call.expired", "", "m/0", "decode")]
 
 
 def test_after_the_grace_the_call_is_answered_from_here_and_its_place_stays_taken(
@@ -666,6 +676,16 @@ def test_a_call_that_two_workers_died_of_is_poison(bench: Bench) -> None:
     assert (error.code, error.retryable, error.attempt) == ("poison_request", False, 2)
     assert details == {"exits": ["exited with status 9", "killed by SIGSEGV"]}
     assert [event["event"] for event in bench.new_events()] == ["call.retried", "call.poisoned"]
+
+
+def test_workers_that_were_told_to_end_are_not_held_against_a_call(bench: Bench) -> None:
+    resume(bench, "ab")
+    for number in range(3):
+        bench.dies({(3, 7): 2}, worker=f"m/{number}", cause="drained", expected=True)
+        bench.worker(f"m/{number + 1}", 1)
+    *_, (to, message, value) = bench.told()
+    assert (to, message.attempt) == ("m/3", 4)  # type: ignore[union-attr]
+    assert value[1]["exit"] == "drained"
 
 
 def test_a_dead_engine_resumes_its_calls_and_fails_the_others(bench: Bench) -> None:
@@ -976,13 +996,19 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(
         pick=st.integers(0, 9),
         states=st.lists(st.sampled_from([None, *Held]), min_size=3, max_size=3),
+        expected=st.booleans(),
         really=SELDOM,
     )
-    def worker_dies(self, pick: int, states: list[Held | None], *, really: bool) -> None:
+    def worker_dies(
+        self, pick: int, states: list[Held | None], *, expected: bool, really: bool
+    ) -> None:
         if really:
-            self.worker_is_gone(sorted(self.held)[pick % len(self.held)], states)
+            worker = sorted(self.held)[pick % len(self.held)]
+            self.worker_is_gone(worker, states, expected=expected)
 
-    def worker_is_gone(self, worker: str, states: list[Held | None]) -> None:
+    def worker_is_gone(
+        self, worker: str, states: list[Held | None], *, expected: bool = False
+    ) -> None:
         held = self.held.pop(worker)
         self.draining.discard(worker)
         waiting = held & self.open
@@ -992,8 +1018,11 @@ class AnyOrder(RuleBasedStateMachine):
             if recorded is not None:
                 board[key] = OnRecord(recorded, 1)
         started = {key for key, (state, _) in board.items() if state in BLAMED}
-        self.blamed.update(started)
-        self.bench.it.worker_gone(worker, "killed by SIGKILL", board, self.bench.now)
+        if not expected:
+            self.blamed.update(started)
+        self.bench.it.worker_gone(
+            worker, "killed by SIGKILL", board, self.bench.now, expected=expected
+        )
         self.collect()
         over = waiting & (self.cancelled | (started - self.resumable))
         assert not over & self.open, "what was started or given up fails at once"

@@ -73,6 +73,7 @@ class OpenCall:
     Attributes:
         packed: Its arguments; empty while it runs and they are not kept.
         place: (priority, arrival): where it stands in its queue, also when it comes back.
+        lost_by: How the last worker ended that was lost with this call.
         deaths: How each worker ended that died after it had started this call.
         given_up: Whether its caller sent CANCEL.
         delivered: What its client has of the stream, where it may be run again; else None.
@@ -88,6 +89,7 @@ class OpenCall:
         "header",
         "kept",
         "key",
+        "lost_by",
         "packed",
         "place",
         "queue",
@@ -109,6 +111,7 @@ class OpenCall:
         self.worker = ""
         self.attempt = 0
         self.kept = False
+        self.lost_by = ""
         self.deaths: list[str] = []
         self.given_up = False
         self.delivered: Delivered | None = None
@@ -134,15 +137,16 @@ class OpenCall:
         else:
             self.packed = _NO_ARGUMENTS
 
-    def for_worker(self) -> tuple[Call, Packed]:
-        """Return header and arguments as the next worker gets them, but for the budget."""
-        client, _ = self.key
-        header = self.header._replace(client=client, attempt=self.attempt, retry="")
+    def for_worker(self, remaining_ms: int | None) -> tuple[Call, Packed]:
+        """Return header and arguments as the next worker gets them."""
+        header = self.header._replace(
+            remaining_ms=remaining_ms, client=self.key[0], attempt=self.attempt, retry=""
+        )
         if self.delivered is None:
             return header, self.packed
         if not self.delivered.items:
             return header._replace(window=self.delivered.room), self.packed
-        before = pack(self.delivered.to_wire(self.deaths[-1])).payload
+        before = pack(self.delivered.to_wire(self.lost_by)).payload
         payload = b"".join((_ARRAY_OF_TWO, self.packed.payload, before))
         return header._replace(retry=RESUME), Packed(payload, self.packed.buffers)
 

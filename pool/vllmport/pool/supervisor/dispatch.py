@@ -141,7 +141,13 @@ class Dispatcher:
             queue.workers.remove(worker)
 
     def worker_gone(
-        self, worker: str, cause: str, board: Mapping[Key, OnRecord], now: float
+        self,
+        worker: str,
+        cause: str,
+        board: Mapping[Key, OnRecord],
+        now: float,
+        *,
+        expected: bool = False,
     ) -> None:
         """Deal with every call that is on this worker, at once.
 
@@ -152,6 +158,7 @@ class Dispatcher:
             cause: How it ended.
             board: What it left on record of its calls.
             now: The time.
+            expected: Whether its end was asked for; then no call is held to be the cause.
         """
         self.worker_draining(worker)
         queue = self._models.get(self._model_of.pop(worker, ""))
@@ -160,7 +167,8 @@ class Dispatcher:
             if call.state is CallState.ABANDONED:
                 self._close(call, CallEvent.WORKER_GONE)
             else:
-                self._lost_worker(call, cause, board.get(key, _NEVER_CAME))
+                on_record = board.get(key, _NEVER_CAME)
+                self._lost_worker(call, cause, on_record, expected=expected)
         self._done.pop(worker, None)
         if queue is not None:
             self._dispatch(queue, now)
@@ -276,10 +284,13 @@ class Dispatcher:
             self.worker_draining(worker)  # it will say so itself, but not before this
             if self._was_resumed(worker, (client, call_id), error.message, now):
                 return
+        call = self._calls.get((client, call_id))
         if self._finish(worker, (client, call_id), now):
             self._outgoing.append(ToClient(client, frames))
-            if error is not None:
+            if error is not None and call is not None:
                 self._count_error(error.code)
+                if error.code == DeadlineExceeded.code:
+                    self._tell_event("call.expired", call, phase=error.phase)
         self._refill(worker, now)
 
     # Time.
@@ -340,19 +351,21 @@ class Dispatcher:
         call.worker = worker
         call.attempt += 1
         self._by_worker[worker].add(call.key)
-        header, packed = call.for_worker()
-        header = header._replace(remaining_ms=to_wire(call.deadline - now))
+        header, packed = call.for_worker(to_wire(call.deadline - now))
         self._outgoing.append(ToWorker(worker, encode(header, packed)))
         call.keep(self._max_queue_bytes)
 
-    def _lost_worker(self, call: OpenCall, cause: str, on_record: OnRecord) -> None:
+    def _lost_worker(
+        self, call: OpenCall, cause: str, on_record: OnRecord, *, expected: bool = False
+    ) -> None:
         """Let a call that lost its worker wait for another, or end it.
 
         A call is started as well if the worker ended it: then its end was lost on the way.
         """
         started = on_record.held in (Held.STARTED, Held.ENDED)
         tokens = max(on_record.tokens, call.delivered.tokens if call.delivered is not None else 0)
-        if started:
+        call.lost_by = cause
+        if started and not expected:
             call.deaths.append(cause)
         may_run_again = call.kept and call.queue.refusal is None
         if call.given_up:

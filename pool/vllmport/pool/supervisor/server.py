@@ -179,16 +179,18 @@ class Supervisor:
         cause = self._fleet.exit_cause(worker, cause)
         self._exits[worker] = cause
         self._checkups.forget(worker)
+        expected = record.state is WorkerState.DRAINING
         self._events.add(
             "worker.exited",
             worker=worker,
             pid=record.pid,
             cause=cause,
-            expected=record.state is WorkerState.DRAINING,
+            expected=expected,
             in_flight=self._dispatcher.in_flight(worker),
         )
-        on_record = self._incarnations.calls(worker)
-        self._dispatcher.worker_gone(worker, cause, on_record, time.monotonic())
+        self._dispatcher.worker_gone(
+            worker, cause, self._incarnations.calls(worker), time.monotonic(), expected=expected
+        )
         self._control.worker_gone(worker)
 
     def on_cleared(self, worker: str, stderr: list[str]) -> None:
