@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from vllmport.bridge.board import Held, OnRecord
 from vllmport.bridge.codec import pack, unpack
 from vllmport.bridge.errors import PoolClosed
 from vllmport.bridge.messages import Call, End, Error, Message, Result, decode
@@ -56,9 +57,9 @@ class Deciders:
         self.said_bye: set[str] = set()
         self.shut_down: list[bool] = []
         self.removed: list[str] = []
-        self._nonces = iter(map(str, range(10**9)))
-        self.dispatcher = Dispatcher(policy.max_queue, policy.max_queue_bytes)
         self.events = EventLog(lambda: self.now)
+        self._nonces = iter(map(str, range(10**9)))
+        self.dispatcher = Dispatcher(policy.max_queue, policy.max_queue_bytes, self.events)
         self.fleet = Fleet(policy, self.events, lambda: next(self._nonces), jitter=lambda: 0.5)
         self.control = Control(
             self.fleet,
@@ -105,11 +106,13 @@ class Deciders:
                 self.ready(worker)
 
     def die(self, worker: str, cause: str = "killed by SIGKILL") -> None:
-        """End a process."""
+        """End a process; it had started all that was given to it."""
         del self.processes[worker]
         self.killed.discard(worker)
         self.said_bye.discard(worker)
-        self.dispatcher.worker_gone(worker, cause)
+        held = self.dispatcher._by_worker.get(worker, set())
+        started = dict.fromkeys(held, OnRecord(Held.STARTED, 0))
+        self.dispatcher.worker_gone(worker, cause, started, self.now)
         self.control.worker_gone(worker)
         self.fleet.exited(worker, cause, ["last words"], self.now)
         self.act()

@@ -22,15 +22,26 @@ def test_what_the_worker_records_the_supervisor_reads() -> None:
     }
 
 
-def test_a_call_that_is_dropped_is_off_the_record_and_its_slot_is_given_again() -> None:
+def test_a_call_moves_between_waiting_and_started() -> None:
+    board = Board(bytearray(SIZE))
+    slot = board.hold(1, 1, Held.STARTED)
+    board.move(slot, Held.WAITING)
+    assert board.calls() == {(1, 1): OnRecord(Held.WAITING, 0)}
+    board.move(slot, Held.STARTED)
+    assert board.calls() == {(1, 1): OnRecord(Held.STARTED, 0)}
+
+
+def test_a_call_that_ended_stays_on_record_until_all_other_slots_were_used() -> None:
     board = Board(bytearray(SIZE))
     slot = board.hold(1, 1, Held.STARTED)
     board.count(slot, 5)
-    board.drop(slot)
-    assert board.calls() == {}
-    assert board.hold(1, 2, Held.WAITING) == slot
-    board.start(slot)
-    assert board.calls() == {(1, 2): OnRecord(Held.STARTED, 0)}
+    board.end(slot)
+    for call_id in range(2, SLOTS + 1):
+        board.hold(1, call_id, Held.WAITING)
+    assert board.calls()[1, 1] == OnRecord(Held.ENDED, 5)
+    assert board.hold(2, 1, Held.STARTED) == slot
+    assert (1, 1) not in board.calls()
+    assert board.calls()[2, 1] == OnRecord(Held.STARTED, 0)
 
 
 def test_the_board_has_an_end() -> None:
@@ -47,16 +58,17 @@ def test_any_order_of_records_reads_as_a_table_would(deeds: list[tuple[int, int,
     board = Board(bytearray(SIZE))
     slots: dict[tuple[int, int], int] = {}
     expected: dict[tuple[int, int], OnRecord] = {}
-    for call_id, deed, tokens in deeds:
-        key = (1, call_id)
+    for number, (call_id, deed, tokens) in enumerate(deeds):
+        key = (call_id, max((n for c, n in slots if c == call_id), default=-1))
         if key not in slots:
+            key = (call_id, number)
             slots[key] = board.hold(*key, Held.WAITING)
             expected[key] = OnRecord(Held.WAITING, 0)
         elif deed == 0:
-            board.drop(slots.pop(key))
-            del expected[key]
+            board.end(slots.pop(key))
+            expected[key] = expected[key]._replace(held=Held.ENDED)
         elif deed == 1:
-            board.start(slots[key])
+            board.move(slots[key], Held.STARTED)
             expected[key] = expected[key]._replace(held=Held.STARTED)
         else:
             board.count(slots[key], tokens)

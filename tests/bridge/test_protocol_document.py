@@ -273,7 +273,7 @@ def control() -> Control:
     fleet = Fleet(Policy(), events, lambda: "nonce")
     standby = {"id": "standby/0", "pid": 1, "waiting": True}
     identity: dict[str, Any] = {"supervisor": {}, "spawner": {}, "standbys": [standby]}
-    dispatcher = Dispatcher(1, 1)
+    dispatcher = Dispatcher(1, 1, events)
     control = Control(fleet, dispatcher, events, {}, lambda: identity, lambda _: None)
     fleet.load(ModelSpec("m", "echo"), 0.0)
     dispatcher.add_model("m")

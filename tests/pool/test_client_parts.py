@@ -34,7 +34,7 @@ HI = {"role": "user", "content": "Hi"}
 
 
 def batch_of(count: int, deadline: float = math.inf) -> Batch[Any]:
-    return Batch([{"n": index} for index in range(count)], lambda value: value, deadline)
+    return Batch([{"n": index} for index in range(count)], lambda value, _: value, deadline)
 
 
 def submit(batch: Batch[Any], now: float = 0.0) -> list[int]:
@@ -59,10 +59,10 @@ def test_results_are_in_the_order_of_the_requests() -> None:
 
 
 def test_results_are_converted() -> None:
-    batch: Batch[str] = Batch([{}], str)
+    batch: Batch[str] = Batch([{}], lambda value, attempt: f"{value} by {attempt}")
     submit(batch)
-    batch.take(Done(100, 3), 0.0)
-    assert batch.outcome() == ["3"]
+    batch.take(Done(100, 3, 2), 0.0)
+    assert batch.outcome() == ["3 by 2"]
 
 
 def test_empty_batch_is_done() -> None:

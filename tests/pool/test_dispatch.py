@@ -10,8 +10,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from deciders import Sent, ended_calls, unpacked
+from vllmport.bridge.board import Held, OnRecord
 from vllmport.bridge.codec import pack
-from vllmport.bridge.errors import Cancelled, PoolClosed, StartupFailed
+from vllmport.bridge.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EngineDead,
+    PoolClosed,
+    StartupFailed,
+    VllmportError,
+)
 from vllmport.bridge.messages import (
     Call,
     Cancel,
@@ -25,7 +33,8 @@ from vllmport.bridge.messages import (
     error_message,
 )
 from vllmport.bridge.states import CallState
-from vllmport.pool.supervisor.dispatch import GRACE, Dispatcher
+from vllmport.pool.supervisor.dispatch import GRACE, MAX_DEATHS, Dispatcher
+from vllmport.pool.supervisor.events import EventLog
 
 NOW = 1000.0
 
@@ -35,7 +44,8 @@ class Bench:
 
     def __init__(self, max_queue: int = 100, max_queue_bytes: int = 100_000) -> None:
         self.now = NOW
-        self.it = Dispatcher(max_queue, max_queue_bytes)
+        self.events = EventLog(lambda: 0.0)
+        self.it = Dispatcher(max_queue, max_queue_bytes, self.events)
         self.it.add_model("m")
 
     def worker(self, name: str = "m/0", capacity: int = 2) -> None:
@@ -55,18 +65,51 @@ class Bench:
         message = Result(call_id, client, worker, 1)
         self.it.result(worker, client, call_id, encode(message, pack("done")), self.now)
 
-    def error(self, call_id: int, client: int = 1, worker: str = "m/0") -> None:
-        message = error_message(Cancelled("given up"), call_id, client)
-        self.it.result(worker, client, call_id, encode(message), self.now, message.code)
+    def error(
+        self,
+        call_id: int,
+        client: int = 1,
+        worker: str = "m/0",
+        error: VllmportError | None = None,
+    ) -> None:
+        message = error_message(error or Cancelled("given up"), call_id, client)
+        self.it.result(worker, client, call_id, encode(message), self.now, message)
 
-    def items(self, *entries: list[int], client: int = 1, worker: str = "m/0") -> None:
+    def items(
+        self, *entries: list[int], client: int = 1, worker: str = "m/0", text: str = "a"
+    ) -> None:
         message = Items(list(entries), client)
-        self.it.items(worker, message, encode(message, pack([{}] * len(entries))))
+        values = [delta(text) for _ in entries]
+        self.it.items(worker, message, encode(message, pack(values)))
 
     def end(self, *call_ids: int, client: int = 1, worker: str = "m/0") -> None:
         message = End([[call_id, 1] for call_id in call_ids], client, worker)
         frames = encode(message, pack([{}] * len(call_ids)))
         self.it.end(worker, message, frames, self.now)
+
+    def dies(
+        self,
+        on_record: dict[tuple[int, int], int | Held] | None = None,
+        worker: str = "m/0",
+        cause: str = "killed",
+        *,
+        expected: bool = False,
+    ) -> None:
+        """End a worker; of its calls it has on record their tokens, or how far they came."""
+        board = {
+            key: OnRecord(state, 0) if isinstance(state, Held) else OnRecord(Held.STARTED, state)
+            for key, state in (on_record or {}).items()
+        }
+        self.it.worker_gone(worker, cause, board, self.now, expected=expected)
+
+    def happened(self) -> list[tuple[Any, ...]]:
+        """Return the events since the last time: their names and fields."""
+        return [
+            tuple(event.values())[:1] + tuple(event.values())[3:] for event in self.new_events()
+        ]
+
+    def new_events(self) -> list[dict[str, Any]]:
+        return self.events.take_new()
 
     def told(self) -> list[Sent]:
         return unpacked(self.it.take_outgoing())
@@ -82,6 +125,13 @@ class Bench:
         ((to, message, value),) = self.told()
         assert isinstance(message, Error)
         return to, message, value
+
+
+def delta(text: str, index: int = 0, finish_reason: str | None = None) -> dict[str, Any]:
+    """Return what a stream brings: a token for each character."""
+    ids = [ord(character) for character in text]
+    output = {"index": index, "text": text, "token_ids": ids, "finish_reason": finish_reason}
+    return {"outputs": [output]}
 
 
 @pytest.fixture
@@ -319,9 +369,10 @@ def test_a_running_call_is_left_to_its_worker_for_the_grace(bench: Bench) -> Non
     bench.expire_at(NOW + 0.1)
     assert bench.told() == []
     assert bench.it.next_deadline() == NOW + 0.1 + GRACE
-    bench.error(1)
+    bench.error(1, error=DeadlineExceeded("time is up", phase="decode"))
     assert [to for to, _ in bench.messages()] == [1]
     assert bench.it.next_deadline() == math.inf
+    assert bench.happened() == [("call.expired", "", "m/0", "decode")]
 
 
 def test_after_the_grace_the_call_is_answered_from_here_and_its_place_stays_taken(
@@ -403,19 +454,277 @@ def test_a_client_that_leaves_takes_its_calls_along(bench: Bench) -> None:
 # Lost workers, late messages.
 
 
-def test_a_lost_worker_fails_what_runs_on_it_at_once(bench: Bench) -> None:
+def test_a_lost_worker_fails_what_it_had_started_at_once(bench: Bench) -> None:
     bench.worker("m/0", 1)
     bench.worker("m/1", 1)
-    bench.call(1)
+    bench.call(1, request_id="r")
     bench.call(2)
     bench.call(3)
     bench.told()
-    bench.it.worker_gone("m/0", "killed by SIGKILL")
+    bench.dies({(1, 1): 5}, cause="killed by SIGKILL")
     _, error, details = bench.only_error()
     assert (error.id, error.code, error.retryable) == (1, "worker_lost", True)
-    assert (error.worker, error.attempt, details) == ("m/0", 1, {"exit": "killed by SIGKILL"})
+    assert (error.worker, error.attempt) == ("m/0", 1)
+    assert details == {"exit": "killed by SIGKILL", "tokens": 5}
     assert (bench.it.in_flight("m/0"), bench.it.in_flight("m/1")) == (0, 1)
     assert bench.it.queued("m") == 1
+    assert bench.happened() == [("call.lost", "r", "m/0", 5, 1)]
+
+
+def test_a_call_that_ended_but_whose_end_never_came_counts_as_started(bench: Bench) -> None:
+    bench.worker()
+    bench.call(1)
+    bench.told()
+    bench.dies({(1, 1): Held.ENDED})
+    assert bench.only_error()[1].code == "worker_lost"
+
+
+@pytest.mark.parametrize("held", [{}, {(3, 1): Held.WAITING}], ids=["never came", "waited"])
+def test_a_call_that_was_not_started_goes_to_another_worker_unseen(
+    bench: Bench, held: dict[tuple[int, int], int | Held]
+) -> None:
+    bench.worker("m/0", 1)
+    bench.call(1, client=3, remaining_ms=1500, window=8, request_id="r")
+    bench.told()
+    bench.now += 1
+    bench.worker("m/1", 1)
+    bench.dies(held)
+    ((to, message, value),) = bench.told()
+    assert to == "m/1"
+    assert message == Call(1, "m", "generate", 500, 8, 0, "r", client=3, attempt=2)
+    assert value == {"prompt": "x" * 10}
+    assert bench.happened() == [("call.retried", "r", "m/0", 0, 1)]
+    bench.items([1, 0], client=3)
+    assert bench.told() == [], "what the lost one still says is dropped"
+    bench.result(1, client=3, worker="m/1")
+    assert [to for to, _ in bench.messages()] == [3]
+
+
+def test_calls_that_come_back_stand_where_they_stood(bench: Bench) -> None:
+    bench.worker(capacity=3)
+    for call_id, priority in ((1, 0), (2, 0), (3, 1), (4, 0), (5, 2)):
+        bench.call(call_id, priority=priority)
+    assert bench.started() == [1, 2, 3]
+    bench.dies()
+    bench.worker("m/1", capacity=9)
+    assert bench.started() == [1, 2, 4, 3, 5]
+
+
+def test_a_call_that_was_not_started_is_never_poison(bench: Bench) -> None:
+    bench.call(1)
+    for number in range(5):
+        bench.worker(f"m/{number}", 1)
+        assert bench.started() == [1]
+        bench.dies({(1, 1): Held.WAITING}, worker=f"m/{number}")
+    bench.worker()
+    ((_, message),) = bench.messages()
+    assert isinstance(message, Call)
+    assert message.attempt == 6
+
+
+def test_the_deadline_goes_on_while_a_call_waits_again(bench: Bench) -> None:
+    bench.worker()
+    bench.call(1, remaining_ms=100)
+    bench.call(2, remaining_ms=200)
+    bench.told()
+    bench.expire_at(NOW + 0.1)  # from here on its worker has the grace to answer
+    bench.dies()
+    told = bench.told()
+    assert [sent.message.id for sent in told] == [1]  # type: ignore[union-attr]
+    assert bench.it.next_deadline() == NOW + 0.2
+    bench.expire_at(NOW + 0.2)
+    _, error, _ = bench.only_error()
+    assert (error.code, error.phase, error.attempt) == ("deadline_exceeded", "queue", 1)
+    assert [event["event"] for event in bench.new_events()] == [
+        *["call.retried"] * 2,
+        *["call.expired"] * 2,
+    ]
+
+
+def test_a_call_that_was_cancelled_does_not_come_back(bench: Bench) -> None:
+    bench.worker()
+    bench.call(1)
+    bench.told()
+    bench.it.cancel(1, 1)
+    bench.told()
+    bench.dies()
+    _, error, details = bench.only_error()
+    assert (error.code, details) == ("cancelled", {"tokens": 0})
+
+
+def test_calls_of_a_model_that_is_refused_do_not_come_back(bench: Bench) -> None:
+    bench.worker()
+    bench.call(1)
+    bench.told()
+    bench.it.refuse("m", StartupFailed("broken"))
+    bench.dies()
+    assert bench.only_error()[1].code == "worker_lost"
+
+
+def test_arguments_of_running_calls_are_kept_up_to_a_limit() -> None:
+    bench = Bench(max_queue_bytes=250)
+    bench.worker(capacity=9)
+    for call_id in (1, 2, 3):
+        bench.call(call_id, size=100)
+    queue = bench.it._models["m"]
+    assert 200 < queue.kept <= 250
+    bench.result(1)
+    assert 100 < queue.kept <= 125
+    bench.told()
+    bench.dies()
+    assert bench.only_error()[1].id == 3, "nothing of it was kept"
+    assert (queue.kept, bench.it.queued("m")) == (0, 1)
+    bench.worker("m/1")
+    assert bench.started() == [2]
+
+
+def test_a_call_that_left_its_worker_holds_no_arguments(bench: Bench) -> None:
+    bench.worker(capacity=2)
+    bench.call(1, client=3)
+    bench.call(2, client=4, remaining_ms=10)
+    bench.it.client_gone(3)
+    bench.expire_at(NOW + 1)
+    bench.expire_at(NOW + 1 + GRACE)
+    assert [len(call.packed.payload) for call in bench.it._calls.values()] == [0, 0]
+    assert bench.it._models["m"].kept == 0
+
+
+# Resuming.
+
+
+def resume(bench: Bench, *texts: str, window: int = 8, **fields: Any) -> None:
+    """Start a stream that may be resumed, and let it bring something."""
+    bench.worker("m/0", 1)
+    bench.call(7, client=3, window=window, retry="resume", request_id="r", **fields)
+    bench.told()
+    for number, text in enumerate(texts):
+        bench.items([7, number], client=3, text=text)
+
+
+def test_a_stream_is_resumed_with_what_was_delivered(bench: Bench) -> None:
+    resume(bench, "ab", "c")
+    bench.it.credit(3, 7, 2)
+    bench.told()
+    bench.worker("m/1", 1)
+    bench.dies({(3, 7): 4}, cause="killed by SIGKILL")
+    bench.it.credit(3, 7, 1)
+    (call, credit) = bench.told()
+    assert call.to == "m/1"
+    assert call.message == Call(
+        7, "m", "generate", None, 8, 0, "r", client=3, attempt=2, retry="resume"
+    )
+    assert call.value == [
+        {"prompt": "x" * 10},
+        {
+            "exit": "killed by SIGKILL",
+            "items": 2,
+            "room": 8,
+            "outputs": [
+                {"index": 0, "token_ids": [97, 98, 99], "characters": 3, "finished": False}
+            ],
+        },
+    ]
+    assert (credit.to, credit.message) == ("m/1", Credit(7, 1, 3))
+    assert bench.happened() == [("call.retried", "r", "m/0", 4, 1)]
+    bench.items([7, 2], client=3, worker="m/1", text="d")
+    bench.end(7, client=3, worker="m/1")
+    assert [type(message) for _, message in bench.messages()] == [Items, End]
+    assert bench.it._recorded == {}
+
+
+def test_credit_that_comes_while_a_stream_waits_is_not_lost(bench: Bench) -> None:
+    resume(bench, "a", window=1)
+    bench.told()
+    bench.dies({(3, 7): 1})
+    bench.it.credit(3, 7, 5)
+    assert bench.told() == []
+    bench.worker("m/1", 1)
+    assert bench.told()[0].value[1]["room"] == 5
+
+
+def test_what_brought_nothing_yet_is_simply_run_again(bench: Bench) -> None:
+    resume(bench)
+    bench.it.credit(3, 7, 2)
+    bench.told()
+    bench.dies({(3, 7): 0})
+    bench.worker("m/1", 1)
+    ((_, message, value),) = bench.told()
+    assert message == Call(7, "m", "generate", None, 10, 0, "r", client=3, attempt=2)
+    assert value == {"prompt": "x" * 10}
+
+
+def test_a_call_without_stream_is_run_again(bench: Bench) -> None:
+    bench.worker("m/0", 1)
+    bench.call(1, retry="resume")
+    bench.told()
+    bench.dies({(1, 1): 0})
+    bench.worker("m/1", 1)
+    ((_, message, value),) = bench.told()
+    assert message == Call(1, "m", "generate", None, client=1, attempt=2)
+    assert value == {"prompt": "x" * 10}
+
+
+def test_a_call_that_two_workers_died_of_is_poison(bench: Bench) -> None:
+    resume(bench, "ab")
+    bench.told()
+    bench.dies({(3, 7): 2}, cause="exited with status 9")
+    bench.worker("m/1", 1)
+    bench.told()
+    bench.dies({(3, 7): 1}, worker="m/1", cause="killed by SIGSEGV")
+    bench.worker("m/2", 1)
+    _, error, details = bench.only_error()
+    assert (error.code, error.retryable, error.attempt) == ("poison_request", False, 2)
+    assert details == {"exits": ["exited with status 9", "killed by SIGSEGV"]}
+    assert [event["event"] for event in bench.new_events()] == ["call.retried", "call.poisoned"]
+
+
+def test_workers_that_were_told_to_end_are_not_held_against_a_call(bench: Bench) -> None:
+    resume(bench, "ab")
+    for number in range(3):
+        bench.dies({(3, 7): 2}, worker=f"m/{number}", cause="drained", expected=True)
+        bench.worker(f"m/{number + 1}", 1)
+    *_, (to, message, value) = bench.told()
+    assert (to, message.attempt) == ("m/3", 4)  # type: ignore[union-attr]
+    assert value[1]["exit"] == "drained"
+
+
+def test_a_dead_engine_resumes_its_calls_and_fails_the_others(bench: Bench) -> None:
+    bench.worker("m/0", 2)
+    bench.call(1, retry="resume")
+    bench.call(2)
+    bench.told()
+    died = EngineDead("the engine process died")
+    bench.error(1, error=died)
+    bench.error(2, error=died)
+    assert bench.only_error()[1].code == "engine_dead"
+    assert (bench.it.queued("m"), bench.it.in_flight("m/0")) == (1, 0)
+    bench.worker("m/1", 1)
+    assert bench.started() == [1], "and not before: nothing goes to a dead engine"
+    bench.dies({(1, 1): Held.ENDED}, worker="m/0")
+    bench.error(1, worker="m/1", error=died)
+    _, error, details = bench.only_error()
+    assert (error.code, details["exits"]) == ("poison_request", ["the engine process died"] * 2)
+
+
+def test_there_is_one_way_to_retry(bench: Bench) -> None:
+    bench.call(1, retry="often")
+    _, error, details = bench.only_error()
+    assert (error.code, details) == ("invalid_request", {"parameter": "retry", "value": "often"})
+
+
+def test_what_is_delivered_is_noted_for_streams_that_may_be_resumed_alone(bench: Bench) -> None:
+    bench.worker(capacity=3)
+    bench.call(1, window=8, retry="resume")
+    bench.call(2, window=8)
+    bench.told()
+    message = Items([[1, 0], [2, 0]], 1)
+    bench.it.items("m/0", message, encode(message, pack([delta("ab", 1, "stop"), {"any": 1}])))
+    assert bench.it._calls[1, 2].delivered is None
+    delivered = bench.it._calls[1, 1].delivered
+    assert delivered is not None
+    assert delivered.to_wire("")["outputs"] == [
+        {"index": 1, "token_ids": [97, 98], "characters": 2, "finished": True}
+    ]
 
 
 def test_a_lost_worker_does_not_answer_again_what_was_answered(bench: Bench) -> None:
@@ -424,7 +733,7 @@ def test_a_lost_worker_does_not_answer_again_what_was_answered(bench: Bench) -> 
     bench.expire_at(NOW + 0.1)
     bench.expire_at(NOW + 0.1 + GRACE)
     bench.told()
-    bench.it.worker_gone("m/0", "killed")
+    bench.dies({(1, 1): 0})
     assert bench.told() == []
     assert bench.it.open_calls == 0
 
@@ -456,7 +765,7 @@ def test_a_worker_cannot_end_what_runs_on_another(bench: Bench) -> None:
 def test_a_worker_may_come_back_under_its_name(bench: Bench) -> None:
     bench.worker(capacity=1)
     bench.call(1)
-    bench.it.worker_gone("m/0", "killed")
+    bench.dies({(1, 1): 0})
     bench.worker(capacity=1)
     bench.told()
     bench.call(2)
@@ -536,6 +845,8 @@ def test_calls_that_left_the_queue_do_not_pile_up_behind_one_that_stays() -> Non
 
 # Any order of events.
 
+BLAMED = (Held.STARTED, Held.ENDED)
+
 SELDOM = st.integers(0, 5).map(lambda number: number == 5)
 """Whether a rule that destroys a lot does anything this time."""
 
@@ -555,6 +866,10 @@ class AnyOrder(RuleBasedStateMachine):
         self.capacity: dict[str, int] = {}
         self.draining: set[str] = set()
         self.ended: Counter[tuple[int, int]] = Counter()
+        self.resumable: set[tuple[int, int]] = set()
+        self.cancelled: set[tuple[int, int]] = set()
+        self.blamed: Counter[tuple[int, int]] = Counter()  # workers that died of a call
+        self.came: Counter[tuple[int, int]] = Counter()  # items of a stream
 
     # What is sent.
 
@@ -571,7 +886,12 @@ class AnyOrder(RuleBasedStateMachine):
             assert worker not in self.draining
             assert message.remaining_ms is None or message.remaining_ms > 0
             assert (message.client, message.id) in self.open, "started although it is over"
-            self.held[worker].add((message.client, message.id))
+            key = (message.client, message.id)
+            assert not any(key in held for held in self.held.values()), "on two workers"
+            assert key not in self.cancelled, "given up, and started again"
+            assert self.blamed[key] < MAX_DEATHS, "poison"
+            assert (message.retry == "resume") == (self.came[key] > 0)
+            self.held[worker].add(key)
 
     def to_client(self, client: int, sent: Sent) -> None:
         assert client in self.clients, "sent to a client that is gone"
@@ -596,13 +916,23 @@ class AnyOrder(RuleBasedStateMachine):
         priority=st.integers(-1, 1),
         window=st.sampled_from([0, 4]),
         size=st.sampled_from([1, 150, 500]),
+        retry=st.sampled_from(["", "resume"]),
     )
     def calls_come(
-        self, count: int, model: str, budget: int | None, priority: int, window: int, size: int
+        self,
+        count: int,
+        model: str,
+        budget: int | None,
+        priority: int,
+        window: int,
+        size: int,
+        retry: str,
     ) -> None:
         for call_id in (next(self.ids) for _ in range(count)):
             client = sorted(self.clients)[call_id % len(self.clients)]
             self.open.add((client, call_id))
+            if retry:
+                self.resumable.add((client, call_id))
             self.bench.call(
                 call_id,
                 client,
@@ -611,13 +941,16 @@ class AnyOrder(RuleBasedStateMachine):
                 priority=priority,
                 window=window,
                 size=size,
+                retry=retry,
             )
             self.collect()
 
     @rule(pick=st.integers(0, 99))
     def cancel(self, pick: int) -> None:
         if self.open:
-            self.bench.it.cancel(*sorted(self.open)[pick % len(self.open)])
+            key = sorted(self.open)[pick % len(self.open)]
+            self.cancelled.add(key)
+            self.bench.it.cancel(*key)
             self.collect()
 
     @rule(pick=st.integers(0, 99), count=st.integers(-1, 3))
@@ -660,23 +993,45 @@ class AnyOrder(RuleBasedStateMachine):
         self.collect()
 
     @precondition(lambda self: self.held)
-    @rule(pick=st.integers(0, 9), really=SELDOM)
-    def worker_dies(self, pick: int, *, really: bool) -> None:
-        if not really:
-            return
-        worker = sorted(self.held)[pick % len(self.held)]
-        running = self.held.pop(worker)
+    @rule(
+        pick=st.integers(0, 9),
+        states=st.lists(st.sampled_from([None, *Held]), min_size=3, max_size=3),
+        expected=st.booleans(),
+        really=SELDOM,
+    )
+    def worker_dies(
+        self, pick: int, states: list[Held | None], *, expected: bool, really: bool
+    ) -> None:
+        if really:
+            worker = sorted(self.held)[pick % len(self.held)]
+            self.worker_is_gone(worker, states, expected=expected)
+
+    def worker_is_gone(
+        self, worker: str, states: list[Held | None], *, expected: bool = False
+    ) -> None:
+        held = self.held.pop(worker)
         self.draining.discard(worker)
-        waiting = running & self.open
-        self.bench.it.worker_gone(worker, "killed by SIGKILL")
+        waiting = held & self.open
+        board = {}
+        for key, state in zip(sorted(held), states, strict=False):
+            recorded = Held.STARTED if self.came[key] else state
+            if recorded is not None:
+                board[key] = OnRecord(recorded, 1)
+        started = {key for key, (state, _) in board.items() if state in BLAMED}
+        if not expected:
+            self.blamed.update(started)
+        self.bench.it.worker_gone(
+            worker, "killed by SIGKILL", board, self.bench.now, expected=expected
+        )
         self.collect()
-        assert not waiting & self.open, "calls on a lost worker fail at once"
+        over = waiting & (self.cancelled | (started - self.resumable))
+        assert not over & self.open, "what was started or given up fails at once"
 
     @precondition(lambda self: any(self.held.values()))
     @rule(
         pick=st.integers(0, 9),
         which=st.integers(0, 99),
-        how=st.sampled_from(["result", "error", "end", "items", "late"]),
+        how=st.sampled_from(["result", "error", "end", "items", "late", "engine dead"]),
     )
     def worker_speaks(self, pick: int, which: int, how: str) -> None:
         busy = sorted(worker for worker, held in self.held.items() if held)
@@ -694,7 +1049,15 @@ class AnyOrder(RuleBasedStateMachine):
     ) -> None:
         match how:
             case "items":
-                self.bench.items(*([other, 0] for other in mine), client=client, worker=worker)
+                entries = [[other, self.came[client, other]] for other in mine]
+                self.came.update((client, other) for other in mine)
+                self.bench.items(*entries, client=client, worker=worker)
+            case "engine dead":
+                self.held[worker].remove((client, call_id))
+                self.draining.add(worker)
+                if (client, call_id) in self.resumable & self.open:
+                    self.blamed[client, call_id] += 1
+                self.bench.error(call_id, client, worker, EngineDead("the engine died"))
             case "end":
                 self.held[worker] -= {(client, other) for other in mine}
                 self.bench.end(*mine, client=client, worker=worker)
@@ -735,9 +1098,16 @@ class AnyOrder(RuleBasedStateMachine):
             ]
             assert queue.waiting == len(waiting)
             assert queue.bytes == sum(call.size for call in waiting)
+            running = [
+                call
+                for call in self.bench.it._calls.values()
+                if call.state is CallState.RUNNING and call.header.model == queue.name
+            ]
+            assert queue.kept == sum(call.size for call in running if call.kept) <= 400
             assert {id(call) for call in waiting} <= {id(entry[2]) for entry in queue.heap}
-            assert 0 <= queue.waiting <= 4
-            assert 0 <= queue.bytes <= 400
+            came_back = [call for call in waiting if call.attempt]
+            assert 0 <= queue.waiting - len(came_back) <= 4
+            assert 0 <= queue.bytes - sum(call.size for call in came_back) <= 400
 
     @invariant()
     def workers_hold_what_was_given_to_them(self) -> None:
@@ -754,17 +1124,18 @@ class AnyOrder(RuleBasedStateMachine):
     def nothing_is_remembered_in_vain(self) -> None:
         held = set().union(*self.held.values())
         assert self.bench.it._calls.keys() == self.open | held
+        assert self.bench.it._recorded.keys() <= self.resumable & (self.open | held)
         assert sum(self.ended.values()) == len(self.ended), "ended once each"
 
     def teardown(self) -> None:
         for worker in list(self.held):
-            del self.held[worker]
-            self.bench.it.worker_gone(worker, "killed by SIGKILL")
+            self.worker_is_gone(worker, [Held.STARTED] * 3)
         for model in "mn":
             self.bench.it.remove_model(model, PoolClosed("over"))
         self.collect()
         assert not self.open, "calls without an end"
         assert self.bench.it.open_calls == 0
+        assert self.bench.it._recorded == {}
         assert self.bench.it.next_deadline() == math.inf
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import zmq
 
+from vllmport.bridge.board import SIZE, Board, Held, OnRecord
 from vllmport.bridge.codec import pack, unpack
 from vllmport.bridge.errors import EngineDead, InvalidRequest
 from vllmport.bridge.messages import (
@@ -43,6 +44,8 @@ class Engine:
 
     mode = "scripted"
     capacity = 8
+    running_limit = 4
+    steps = 0
     info: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self) -> None:
@@ -77,7 +80,9 @@ class Bench:
         self.worker = context.socket(zmq.PAIR)
         self.worker.connect("inproc://back")
         self.engine = Engine()
-        self.port = SocketPort(self.worker, "m/0")
+        buffer = bytearray(SIZE)
+        self.board = Board(buffer)  # as the supervisor sees it
+        self.port = SocketPort(self.worker, "m/0", Board(buffer))
         self.port.attach(self.engine)
 
     def tell(self, message: Message, value: Any = None) -> None:
@@ -115,9 +120,10 @@ def bench() -> Iterator[Bench]:
     context.destroy(linger=0)
 
 
-def delta(text: str) -> dict[str, Any]:
+def delta(text: str, index: int = 0, finish_reason: str | None = None) -> dict[str, Any]:
     ids = list(map(ord, text))
-    return {"outputs": [{"index": 0, "text": text, "token_ids": ids, "finish_reason": None}]}
+    output = {"index": index, "text": text, "token_ids": ids, "finish_reason": finish_reason}
+    return {"outputs": [output]}
 
 
 def text_of(value: dict[str, Any]) -> str:
@@ -338,6 +344,185 @@ def test_dead_engine_fails_every_call_once(bench: Bench) -> None:
     assert heard == [(1, 1, "engine_dead"), (2, 2, "engine_dead")]
 
 
+# What is on record.
+
+
+def test_calls_up_to_what_the_engine_runs_are_started_and_the_others_wait(bench: Bench) -> None:
+    keys = [bench.call(number) for number in range(1, 7)]
+    assert [bench.board.calls()[key].held for key in keys] == [
+        *[Held.STARTED] * 4,
+        *[Held.WAITING] * 2,
+    ]
+    bench.port.finish(keys[1], None)
+    bench.port.fail(keys[4], RuntimeError("it waited"))
+    bench.port.flush()
+    assert [bench.board.calls()[key].held for key in keys] == [
+        Held.STARTED,
+        Held.ENDED,
+        Held.STARTED,
+        Held.STARTED,
+        Held.ENDED,
+        Held.STARTED,
+    ]
+
+
+def test_a_call_is_started_while_the_engine_takes_it_in(bench: Bench) -> None:
+    """What kills the worker there was caused by it, however many are before it."""
+    seen: list[Held] = []
+    bench.engine.on_submit = lambda request: seen.append(bench.board.calls()[request.key].held)
+    for number in range(1, 7):
+        bench.call(number)
+    assert seen == [Held.STARTED] * 6
+
+
+def test_a_call_that_says_something_has_started(bench: Bench) -> None:
+    keys = [bench.call(number, window=8) for number in range(1, 7)]
+    bench.port.delta(keys[5], delta("ab"))
+    bench.port.delta(keys[5], delta("c"))
+    assert bench.board.calls()[keys[5]] == OnRecord(Held.STARTED, 3)
+    assert bench.board.calls()[keys[4]] == OnRecord(Held.WAITING, 0)
+
+
+def test_a_refused_call_has_ended(bench: Bench) -> None:
+    bench.call(7, args=None)
+    assert bench.board.calls() == {(1, 7): OnRecord(Held.ENDED, 0)}
+
+
+def test_each_turn_is_on_record_with_the_steps_of_the_engine(bench: Bench) -> None:
+    bench.port.receive(0)
+    bench.engine.steps = 5
+    bench.port.receive(0)
+    assert (bench.board.turns, bench.board.steps) == (2, 5)
+
+
+def test_a_dead_engine_fails_what_it_had_started_and_leaves_the_rest_to_others(
+    bench: Bench,
+) -> None:
+    keys = [bench.call(number) for number in range(1, 7)]
+    for key in keys:
+        bench.port.fail(key, EngineDead("it died"))
+    bench.port.fail_all(EngineDead("it died"))
+    assert [heard.message.id for heard in bench.heard()] == [1, 2, 3, 4]
+    assert [bench.board.calls()[key].held for key in keys[4:]] == [Held.WAITING] * 2
+
+
+# Streams that are run again.
+
+
+def resumed(bench: Bench, *outputs: tuple[str, bool], room: int = 8, items: int = 2) -> Key:
+    """Open a stream of which a worker before delivered the texts given."""
+    delivered = {
+        "exit": "killed",
+        "items": items,
+        "room": room,
+        "outputs": [
+            {
+                "index": index,
+                "token_ids": [ord(character) for character in text],
+                "characters": len(text),
+                "finished": finished,
+            }
+            for index, (text, finished) in enumerate(outputs)
+        ],
+    }
+    return bench.call(1, window=8, attempt=2, retry="resume", args=[{"prompt": "p"}, delivered])
+
+
+def test_a_resumed_stream_goes_on_where_it_was(bench: Bench) -> None:
+    key = resumed(bench, ("abc", False))
+    assert bench.engine.requests[0].args == {"prompt": "p"}
+    for text in ("a", "bcd", "e"):
+        bench.port.delta(key, delta(text))
+        bench.port.flush()
+    first, second = bench.heard()
+    assert (first.message, text_of(first.value[0])) == (Items([[1, 2]], 1), "d")
+    assert first.value[0]["outputs"][0]["token_ids"] == [ord("d")]
+    assert (second.message, text_of(second.value[0])) == (Items([[1, 3]], 1), "e")
+    bench.port.finish(key, {"usage": 5})
+    bench.port.flush()
+    assert bench.only() == (End([[1, 2]], 1, "m/0"), [{"usage": 5}])
+
+
+def test_a_resumed_stream_has_the_credit_that_was_left(bench: Bench) -> None:
+    key = resumed(bench, ("a", False), room=1)
+    for letter in "abcd":
+        bench.port.delta(key, delta(letter))
+        bench.port.flush()
+    assert text_of(bench.only().value[0]) == "b"
+    bench.tell(Credit(1, 1, 1))
+    bench.port.flush()
+    assert text_of(bench.only().value[0]) == "cd"
+
+
+def test_a_resumed_stream_that_had_all_but_its_end_ends(bench: Bench) -> None:
+    key = resumed(bench, ("ab", True))
+    bench.port.delta(key, delta("ab", finish_reason="stop"))
+    bench.port.finish(key, {})
+    bench.port.flush()
+    assert bench.only().message == End([[1, 2]], 1, "m/0")
+
+
+def test_a_finish_reason_that_had_not_come_comes_though_all_tokens_had(bench: Bench) -> None:
+    key = resumed(bench, ("ab", False))
+    bench.port.delta(key, delta("ab", finish_reason="length"))
+    bench.port.flush()
+    (output,) = bench.only().value[0]["outputs"]
+    assert (output["text"], output["token_ids"], output["finish_reason"]) == ("", [], "length")
+
+
+def test_each_output_of_a_resumed_stream_goes_on_by_itself(bench: Bench) -> None:
+    key = resumed(bench, ("ab", True), ("x", False))
+    bench.port.delta(key, delta("a", 0))
+    bench.port.delta(key, delta("xy", 1))
+    bench.port.delta(key, delta("b", 0, "stop"))
+    bench.port.delta(key, delta("pq", 2))
+    bench.port.flush()
+    outputs = bench.only().value[0]["outputs"]
+    assert [(output["index"], output["text"]) for output in outputs] == [(1, "y"), (2, "pq")]
+
+
+def test_logprobs_are_cut_with_their_tokens_and_text_by_its_own_length(bench: Bench) -> None:
+    """The engine may hand out a text later than its tokens, and then at another place."""
+    key = resumed(bench, ("abc", False))
+    rows = [{97: 1}, {98: 2}, {99: 3}, {100: 4}]
+    output = {"index": 0, "text": "ab", "token_ids": [97, 98, 99, 100], "logprobs": rows}
+    bench.port.delta(key, {"outputs": [{**output, "finish_reason": None}]})
+    bench.port.delta(key, delta("cde"))
+    bench.port.flush()
+    (joined,) = bench.only().value[0]["outputs"]
+    assert joined["text"] == "de"
+    assert joined["token_ids"] == [100, ord("c"), ord("d"), ord("e")]
+    assert joined["logprobs"] == [{100: 4}]
+
+
+@pytest.mark.parametrize(
+    ("before", "deltas", "why"),
+    [
+        (("abc", False), [delta("ab"), delta("x"), delta("y")], "token 3 of output 0 differs"),
+        (("abc", False), [delta("ab", finish_reason="stop")], "output 0 ends after 2 tokens"),
+        (("abc", False), [delta("ab")], "output 0 ends after 2 tokens"),
+        (("ab", True), [delta("abc")], "output 0 goes on after its end"),
+    ],
+    ids=["another token", "a sooner end", "no more", "a later end"],
+)
+def test_a_stream_that_comes_out_different_fails(
+    bench: Bench, before: tuple[str, bool], deltas: list[dict[str, Any]], why: str
+) -> None:
+    key = resumed(bench, before)
+    for value in deltas:
+        bench.port.delta(key, value)
+    bench.port.finish(key, {})
+    assert bench.engine.aborted == [], "not in the middle of a step"
+    bench.port.flush()
+    message, details = bench.only()
+    assert (message.id, message.code, message.retryable) == (1, "worker_lost", True)
+    assert why in message.message
+    assert (message.attempt, details["exit"]) == (2, "killed")
+    assert bench.engine.aborted == [key]
+    bench.port.flush()
+    assert bench.heard() == []
+
+
 # What cannot travel.
 
 
@@ -352,7 +537,7 @@ def test_result_that_cannot_travel_is_an_error(bench: Bench) -> None:
 
 def test_delta_that_cannot_travel_fails_its_call_alone(bench: Bench) -> None:
     bad, good = bench.call(1, window=8), bench.call(2, window=8)
-    bench.port.delta(bad, {"outputs": [{"index": 0, "text": object()}]})
+    bench.port.delta(bad, {"outputs": [{"index": 0, "text": object(), "token_ids": [1]}]})
     bench.port.delta(good, delta("fine"))
     bench.port.flush()
     by_kind = {type(heard.message): heard for heard in bench.heard()}
@@ -366,7 +551,7 @@ def test_delta_that_cannot_travel_fails_its_call_alone(bench: Bench) -> None:
 
 def test_stream_whose_last_delta_cannot_travel_ends_once(bench: Bench) -> None:
     key = bench.call(1, window=8)
-    bench.port.delta(key, {"outputs": [{"index": 0, "text": object()}]})
+    bench.port.delta(key, {"outputs": [{"index": 0, "text": object(), "token_ids": [1]}]})
     bench.port.finish(key, {})
     bench.port.flush()
     message, _ = bench.only()

@@ -8,8 +8,13 @@ All numbers are little-endian. A head of 32 bytes: turns of the loop (u64), step
 (u64), 16 bytes unused. Then a slot of 24 bytes for each call the worker holds: client (i64), call
 id (i64), tokens (u32), state (u32). The state is written last and cleared first, so that a slot in
 use is whole, whenever its writer was killed.
+
+A call that has ended stays on record until its slot is needed, and the slot that was free longest
+is used first: so whoever never heard of the end of a call, because its worker was killed before it
+was sent, can tell it from one that the worker never had.
 """
 
+from collections import deque
 from enum import IntEnum
 from struct import Struct
 from typing import Final, NamedTuple
@@ -39,7 +44,9 @@ class Held(IntEnum):
     WAITING = 1
     """It waits inside the worker; nothing was computed for it."""
     STARTED = 2
-    """The engine has it."""
+    """The engine has it, or is about to take it."""
+    ENDED = 3
+    """Its terminal message was sent; the slot is free."""
 
 
 class OnRecord(NamedTuple):
@@ -58,7 +65,7 @@ class Board:
 
     def __init__(self, buffer: memoryview | bytearray) -> None:
         self._buffer = buffer
-        self._free = list(range(SLOTS - 1, -1, -1))  # the lowest first: few pages are touched
+        self._free = deque(range(SLOTS))
         self._turns = 0
 
     # The worker writes.
@@ -74,26 +81,26 @@ class Board:
         Raises:
             IndexError: There are `SLOTS` calls on record already.
         """
-        slot = self._free.pop()
+        slot = self._free.popleft()
         at = _HEAD_SIZE + slot * _SLOT_SIZE
+        _WORD.pack_into(self._buffer, at + _STATE_AT, Held.NOTHING)
         _SLOT.pack_into(self._buffer, at, client, call_id, 0)
         _WORD.pack_into(self._buffer, at + _STATE_AT, held)
         return slot
 
-    def start(self, slot: int) -> None:
-        """Record that the engine has the call now."""
+    def move(self, slot: int, held: Held) -> None:
+        """Record that the call starts, or that it has to wait."""
         at = _HEAD_SIZE + slot * _SLOT_SIZE
-        _WORD.pack_into(self._buffer, at + _STATE_AT, Held.STARTED)
+        _WORD.pack_into(self._buffer, at + _STATE_AT, held)
 
     def count(self, slot: int, tokens: int) -> None:
         """Record how many tokens a call has had so far."""
         at = _HEAD_SIZE + slot * _SLOT_SIZE
         _WORD.pack_into(self._buffer, at + _TOKENS_AT, min(tokens, _MAX_TOKENS))
 
-    def drop(self, slot: int) -> None:
-        """Take a call off the record."""
-        at = _HEAD_SIZE + slot * _SLOT_SIZE
-        _WORD.pack_into(self._buffer, at + _STATE_AT, Held.NOTHING)
+    def end(self, slot: int) -> None:
+        """Record that the call has ended, and free its slot."""
+        self.move(slot, Held.ENDED)
         self._free.append(slot)
 
     # The supervisor reads.
@@ -109,7 +116,7 @@ class Board:
         return int(_NUMBER.unpack_from(self._buffer, 8)[0])
 
     def calls(self) -> dict[tuple[int, int], OnRecord]:
-        """Return the calls on record: (client, call id) → how far it has come."""
+        """Return the calls on record, ended ones included: (client, call id) → how far it came."""
         found = {}
         for at in range(_HEAD_SIZE, SIZE, _SLOT_SIZE):
             state = _WORD.unpack_from(self._buffer, at + _STATE_AT)[0]

@@ -109,6 +109,9 @@ class Call(NamedTuple):
         request_id: The caller's own name for the call, for logs and events.
         client: Which client, on the worker's leg; 0 on the client's.
         attempt: Which dispatch this is, from 1; 0 on the client's leg.
+        retry: From a client, "resume" to have a call that was started run again if its worker is
+            lost. To a worker, "resume" if part of the stream was delivered before: the payload is
+            an array of the arguments and a map of what was delivered.
     """
 
     id: int
@@ -120,6 +123,7 @@ class Call(NamedTuple):
     request_id: Name = ""
     client: int = 0
     attempt: int = 0
+    retry: Name = ""
 
 
 class Cancel(NamedTuple):

@@ -61,6 +61,7 @@ class CallEvent(StrEnum):
     EXPIRED = "expired"
     CANCELLED = "cancelled"
     CALLER_GONE = "caller gone"
+    REQUEUED = "requeued"
     WORKER_GONE = "worker gone"
 
 
@@ -91,6 +92,7 @@ CALL_TRANSITIONS: Final[Mapping[tuple[CallState, CallEvent], CallState]] = {
     (CallState.RUNNING, CallEvent.FINISHED): CallState.DONE,
     (CallState.RUNNING, CallEvent.EXPIRED): CallState.ABANDONED,
     (CallState.RUNNING, CallEvent.CALLER_GONE): CallState.ABANDONED,
+    (CallState.RUNNING, CallEvent.REQUEUED): CallState.QUEUED,
     (CallState.RUNNING, CallEvent.WORKER_GONE): CallState.DONE,
     (CallState.ABANDONED, CallEvent.FINISHED): CallState.DONE,
     (CallState.ABANDONED, CallEvent.CALLER_GONE): CallState.ABANDONED,

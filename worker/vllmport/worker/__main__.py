@@ -6,6 +6,7 @@ worker whose first LOAD says `prepare`: it imports the engine and waits for anot
 """
 
 import logging
+import mmap
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 import zmq
 
+from vllmport.bridge.board import SIZE, SLOTS, Board
 from vllmport.bridge.codec import pack, unpack
 from vllmport.bridge.errors import EngineDead, StartupFailed, VllmportError
 from vllmport.bridge.limits import MAX_FRAME, PROTOCOL_VERSION
@@ -68,7 +70,7 @@ def _serve(socket: "zmq.Socket[bytes]", nonce: str) -> int:
     if loaded is None:
         return 0
     worker, spec = loaded
-    port = SocketPort(socket, worker)
+    port = SocketPort(socket, worker, _map_board(spec["board"]))
     try:
         engine = _load(spec, port)
     except VllmportError as exc:
@@ -77,7 +79,8 @@ def _serve(socket: "zmq.Socket[bytes]", nonce: str) -> int:
         logger.error("load failed: %s", exc.message)
         return EXIT_LOAD_FAILED
     port.attach(engine)
-    socket.send_multipart(encode(Ready(engine.capacity, engine.mode), pack(engine.info)))
+    capacity = min(engine.capacity, SLOTS)
+    socket.send_multipart(encode(Ready(capacity, engine.mode), pack(engine.info)))
     try:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # while it loads, it simply ends it
         engine.run(port)
@@ -117,6 +120,15 @@ def _wait_for_load(
     spec = unpack(payload, buffers)
     assert isinstance(spec, dict)
     return message.worker, spec
+
+
+def _map_board(path: str) -> Board:
+    """Map the file that the supervisor made, where it can read how far this worker came."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return Board(memoryview(mmap.mmap(fd, SIZE)))
+    finally:
+        os.close(fd)
 
 
 def _load(spec: Mapping[str, Any], port: SocketPort) -> Engine:

@@ -86,11 +86,15 @@ class Engine(Protocol):
     Attributes:
         mode: "on", "off" or "echo".
         capacity: How many calls it takes at one time.
+        running_limit: How many of them it works on at one time; the others wait inside it.
+        steps: How many steps it has made so far.
         info: What the engine resolved its arguments to; plain data.
     """
 
     mode: str
     capacity: int
+    running_limit: int
+    steps: int
     info: dict[str, Any]
 
     def submit(self, request: Request) -> None:

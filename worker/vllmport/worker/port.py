@@ -5,20 +5,24 @@ Owns the socket and the table of open calls. It knows no engine but the interfac
 
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import zmq
 
+from vllmport.bridge.board import Board, Held
 from vllmport.bridge.codec import Bytes, pack, unpack
 from vllmport.bridge.deadlines import Deadlines
 from vllmport.bridge.errors import (
     Cancelled,
     DeadlineExceeded,
+    EngineDead,
     EngineError,
     InvalidRequest,
     ProtocolError,
     VllmportError,
+    WorkerLost,
     shown,
 )
 from vllmport.bridge.messages import (
@@ -39,6 +43,7 @@ from vllmport.bridge.messages import (
 from vllmport.bridge.timeouts import from_wire, milliseconds
 from vllmport.worker.deltas import merge
 from vllmport.worker.engine import Engine, Key, Partial, Request
+from vllmport.worker.replay import DivergedError, Replay
 
 logger = logging.getLogger("vllmport.worker")
 
@@ -51,9 +56,24 @@ _NOTHING = Partial("waiting", 0, None)
 class _OpenCall:
     """One call between its CALL and its terminal message."""
 
-    __slots__ = ("attempt", "credit", "finished", "pending", "sequence", "summary")
+    __slots__ = (
+        "attempt",
+        "credit",
+        "finished",
+        "lost_by",
+        "pending",
+        "replay",
+        "sequence",
+        "slot",
+        "summary",
+        "tokens",
+    )
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, slot: int) -> None:
+        self.slot = slot
+        self.tokens = 0
+        self.replay: Replay | None = None
+        self.lost_by = ""
         self.credit = call.window
         self.attempt = call.attempt
         self.sequence = 0
@@ -61,20 +81,40 @@ class _OpenCall:
         self.summary: Any = None
         self.finished = False
 
+    def resume(self, delivered: dict[str, Any]) -> None:
+        """Go on where a worker before had come."""
+        self.replay = Replay(delivered["outputs"])
+        self.lost_by = delivered["exit"]
+        self.sequence = delivered["items"]
+        self.credit = delivered["room"]
+
 
 class SocketPort:
     """Carries calls between the supervisor's socket and an engine driver.
 
     Everything that leaves is put first and sent by `flush`, so that one engine step makes one
     ITEMS message for each client, whatever the number of its streams.
+
+    On the board a call is started from the moment it comes: whatever takes the worker down while it
+    is taken in was caused by it. If the engine has as many as it runs at one time, it waits from
+    then on: until one of those has ended, or until it says something.
+
+    Args:
+        socket: Connected to the supervisor.
+        worker: The id of this worker.
+        board: Where progress is left, for the case that nobody is left to tell of it.
     """
 
-    def __init__(self, socket: "zmq.Socket[bytes]", worker: str) -> None:
+    def __init__(self, socket: "zmq.Socket[bytes]", worker: str, board: Board) -> None:
         self.closed = False
         self._socket = socket
         self._worker = worker
+        self._board = board
         self._engine: Engine | None = None
+        self._engine_died = False
         self._calls: dict[Key, _OpenCall] = {}
+        self._waiting: OrderedDict[Key, _OpenCall] = OrderedDict()
+        self._diverged: dict[Key, WorkerLost] = {}
         self._deadlines: Deadlines[Key] = Deadlines()
         self._dirty: dict[Key, _OpenCall] = {}
         self._handlers: dict[type[Message], Callable[..., None]] = {
@@ -98,6 +138,8 @@ class SocketPort:
         return self._deadlines.next()
 
     def receive(self, timeout: float) -> None:
+        if self._engine is not None:
+            self._board.turn(self._engine.steps)
         if timeout > 0 and not self._has_message():
             self._socket.poll(milliseconds(timeout))
         while self._has_message():
@@ -108,17 +150,34 @@ class SocketPort:
         call = self._calls.get(key)
         if call is None:
             return  # the call ended while this output was on its way
-        call.pending = value if call.pending is None else merge(call.pending, value)
-        self._dirty[key] = call
+        if key in self._waiting:
+            self._start(key)
+        for output in value["outputs"]:
+            call.tokens += len(output["token_ids"])
+        self._board.count(call.slot, call.tokens)
+        if call.replay is None:
+            new: dict[str, Any] | None = value
+        else:
+            new = self._replayed(key, call, value)
+        if new is not None:
+            call.pending = new if call.pending is None else merge(call.pending, new)
+            self._dirty[key] = call
 
     def finish(self, key: Key, value: Any) -> None:
         call = self._calls.get(key)
-        if call is not None:
-            call.summary = value
-            call.finished = True
-            self._dirty[key] = call
+        if call is None or key in self._diverged:
+            return
+        if call.replay is not None and self._is_short(key, call):
+            return
+        call.summary = value
+        call.finished = True
+        self._dirty[key] = call
 
     def fail(self, key: Key, error: BaseException) -> None:
+        if isinstance(error, EngineDead):
+            self._engine_died = True
+            if key in self._waiting:
+                return  # the supervisor gives it to another worker
         call = self._forget(key)
         if call is None:
             return
@@ -126,11 +185,13 @@ class SocketPort:
         self._send_error(key, call.attempt, _as_ours(error))
 
     def fail_all(self, error: BaseException) -> None:
-        """Fail every open call; for an engine that died."""
+        """Fail every open call; where the engine died, those that it had started."""
         for key in list(self._calls):
             self.fail(key, error)
 
     def flush(self) -> None:
+        if self._diverged:
+            self._fail_diverged()
         if not self._dirty:
             return
         clients: dict[int, dict[Key, _OpenCall]] = {}
@@ -166,16 +227,22 @@ class SocketPort:
 
     def _on_call(self, call: Call, payload: Bytes, buffers: list[Bytes]) -> None:
         key = (call.client, call.id)
-        self._calls[key] = _OpenCall(call)
+        opened = _OpenCall(call, self._board.hold(call.client, call.id, Held.STARTED))
+        self._calls[key] = opened
         self._deadlines.set(key, from_wire(call.remaining_ms, time.monotonic()))
         try:
             args = unpack(payload, buffers)
+            if call.retry:
+                args, delivered = args
+                opened.resume(delivered)
             if not isinstance(args, dict):
                 raise InvalidRequest("the payload of a CALL is a map of arguments")
             assert self._engine is not None, "calls come only after READY"
             self._engine.submit(
                 Request(key, call.verb, args, call.window > 0, call.priority, call.request_id)
             )
+            if not self._has_room(0):
+                self._wait(key, opened)
         except VllmportError as exc:
             self.fail(key, exc)
         except Exception as exc:  # outermost: one bad call must not end the worker
@@ -200,12 +267,62 @@ class SocketPort:
     def _on_bye(self, _message: Bye) -> None:
         self.closed = True
 
+    # Who has started.
+
+    def _has_room(self, calls: int) -> bool:
+        """Tell whether the engine runs all that have started, and so many more, at one time."""
+        assert self._engine is not None, "calls come only after READY"
+        return len(self._calls) - len(self._waiting) + calls <= self._engine.running_limit
+
+    def _wait(self, key: Key, call: _OpenCall) -> None:
+        if self._calls.get(key) is call:  # not refused, nor answered at once
+            self._board.move(call.slot, Held.WAITING)
+            self._waiting[key] = call
+
+    def _start(self, key: Key) -> None:
+        self._board.move(self._waiting.pop(key).slot, Held.STARTED)
+
+    # Streams that are run again.
+
+    def _replayed(self, key: Key, call: _OpenCall, value: dict[str, Any]) -> dict[str, Any] | None:
+        """Return what is new in a delta, if anything is; note it if the stream diverged."""
+        assert call.replay is not None, "only for those"
+        if key in self._diverged:
+            return None
+        try:
+            return call.replay.cut(value)
+        except DivergedError as exc:
+            self._diverged[key] = _diverged(call, exc)
+        return None
+
+    def _is_short(self, key: Key, call: _OpenCall) -> bool:
+        assert call.replay is not None, "only for those"
+        try:
+            call.replay.end()
+        except DivergedError as exc:
+            self._diverged[key] = _diverged(call, exc)
+        return key in self._diverged
+
+    def _fail_diverged(self) -> None:
+        """Take diverged streams out of the engine: now, since it is not in the middle of a step."""
+        diverged, self._diverged = self._diverged, {}
+        for key, error in diverged.items():
+            if key in self._calls and self._engine is not None:
+                self._engine.abort(key)
+                self.fail(key, error)
+
     # Ends.
 
     def _forget(self, key: Key) -> "_OpenCall | None":
         self._deadlines.discard(key)
         self._dirty.pop(key, None)
-        return self._calls.pop(key, None)
+        call = self._calls.pop(key, None)
+        if call is not None:
+            self._board.end(call.slot)
+            self._waiting.pop(key, None)
+            if self._waiting and self._has_room(1) and not self._engine_died:
+                self._start(next(iter(self._waiting)))
+        return call
 
     def _expire(self, now: float) -> None:
         for key in self._deadlines.pop_due(now):
@@ -285,6 +402,14 @@ class SocketPort:
         except InvalidRequest:  # details hold what a caller sent; say at least what went wrong
             packed = pack({name: shown(value) for name, value in error.details.items()})
         self._socket.send_multipart(encode(header, packed))
+
+
+def _diverged(call: _OpenCall, exc: DivergedError) -> WorkerLost:
+    return WorkerLost(
+        f"the worker was lost ({call.lost_by}), and the call cannot be resumed: run again, {exc}",
+        phase="decode",
+        details={"exit": call.lost_by, "tokens": call.tokens},
+    )
 
 
 def _cannot_travel(exc: InvalidRequest) -> EngineError:

@@ -26,6 +26,7 @@ from vllmport.pool.client.requests import (
     Params,
     Prompt,
     Prompts,
+    Retry,
     call_for,
     chat_requests,
     generate_requests,
@@ -158,9 +159,9 @@ class AsyncStream(AsyncIterator[Delta]):
             case Item(_, value):
                 self._ready = deltas_from(value)[::-1]
                 self._grant(self._connection)
-            case Done(_, value):
+            case Done(_, value, attempt):
                 self._ended = True
-                self.result = result_from(value)
+                self.result = result_from(value, attempt)
             case Failed(_, error):
                 self._ended = True
                 raise error
@@ -217,12 +218,13 @@ class AsyncLLM:
         timeout_profile: str | None = None,
         priority: int | None = None,
         request_id: str | None = None,
+        retry: Retry = None,
         use_tqdm: bool | Callable[..., Any] = False,
         lora_request: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Complete prompts; see `LLM.generate`."""
         requests = generate_requests(prompts, sampling_params, {"lora_request": lora_request})
-        call = call_for(self.name, "generate", priority, request_id)
+        call = call_for(self.name, "generate", priority, request_id, retry=retry)
         seconds = resolve_timeout(timeout, timeout_profile)
         return await self._batch(call, requests, result_from, seconds, use_tqdm)
 
@@ -235,12 +237,13 @@ class AsyncLLM:
         timeout_profile: str | None = None,
         priority: int | None = None,
         request_id: str | None = None,
+        retry: Retry = None,
         use_tqdm: bool | Callable[..., Any] = False,
         **template: Any,
     ) -> list[RequestOutput]:
         """Answer conversations; see `LLM.chat`."""
         requests = chat_requests(messages, sampling_params, template)
-        call = call_for(self.name, "chat", priority, request_id)
+        call = call_for(self.name, "chat", priority, request_id, retry=retry)
         seconds = resolve_timeout(timeout, timeout_profile)
         return await self._batch(call, requests, result_from, seconds, use_tqdm)
 
@@ -253,11 +256,12 @@ class AsyncLLM:
         timeout_profile: str | None = None,
         priority: int | None = None,
         request_id: str | None = None,
+        retry: Retry = None,
         lora_request: Mapping[str, Any] | None = None,
     ) -> AsyncStream:
         """Complete one prompt and yield what is new as it comes; see `LLM.stream`."""
         (args,) = generate_requests([prompt], sampling_params, {"lora_request": lora_request})
-        call = call_for(self.name, "generate", priority, request_id, DEFAULT_WINDOW)
+        call = call_for(self.name, "generate", priority, request_id, DEFAULT_WINDOW, retry)
         return AsyncStream(self, call, args, resolve_timeout(timeout, timeout_profile))
 
     def stream_chat(
@@ -269,11 +273,12 @@ class AsyncLLM:
         timeout_profile: str | None = None,
         priority: int | None = None,
         request_id: str | None = None,
+        retry: Retry = None,
         **template: Any,
     ) -> AsyncStream:
         """Answer one conversation and yield what is new as it comes; see `LLM.stream_chat`."""
         (args,) = chat_requests(messages, sampling_params, template)
-        call = call_for(self.name, "chat", priority, request_id, DEFAULT_WINDOW)
+        call = call_for(self.name, "chat", priority, request_id, DEFAULT_WINDOW, retry)
         return AsyncStream(self, call, args, resolve_timeout(timeout, timeout_profile))
 
     async def tokenize(self, prompt: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -288,7 +293,9 @@ class AsyncLLM:
     async def call(self, verb: str, args: dict[str, Any], *, timeout: float | None = None) -> Any:
         """Call a verb of the engine by its name and return its plain result."""
         call = call_for(self.name, verb, None, None)
-        return (await self._batch(call, [args], lambda value: value, resolve_timeout(timeout)))[0]
+        return (await self._batch(call, [args], lambda value, _: value, resolve_timeout(timeout)))[
+            0
+        ]
 
     async def engine_config(self) -> dict[str, Any]:
         """Return what the engine resolved its arguments to."""
@@ -323,7 +330,7 @@ class AsyncLLM:
         self,
         call: Call,
         requests: list[dict[str, Any]],
-        convert: Callable[[Any], T],
+        convert: Callable[[Any, int], T],
         timeout: float,
         use_tqdm: bool | Callable[..., Any] = False,  # noqa: FBT001, FBT002  # vLLM's parameter
     ) -> list[T]:

@@ -22,14 +22,14 @@ class Batch(Generic[T]):
 
     Args:
         requests: The arguments of each.
-        convert: Makes a result of a terminal value.
+        convert: Makes a result of a terminal value and the attempt that it came from.
         deadline: When all of them have to be there.
     """
 
     def __init__(
         self,
         requests: Sequence[dict[str, Any]],
-        convert: Callable[[Any], T],
+        convert: Callable[[Any, int], T],
         deadline: float = math.inf,
     ) -> None:
         self.results: list[T | None] = [None] * len(requests)
@@ -85,8 +85,8 @@ class Batch(Generic[T]):
         """Take the terminal event of one request; return how many results it brought, 0 or 1."""
         index = self._open.pop(event.call)
         match event:
-            case Done(_, value):
-                self.results[index] = self._convert(value)
+            case Done(_, value, attempt):
+                self.results[index] = self._convert(value, attempt)
                 self.finished += 1
                 return 1
             case Failed(_, error):

@@ -299,11 +299,12 @@ class Connection:
         match message:
             case Items(entries):
                 self._on_items(entries, unpack(payload, buffers))
-            case Result(call_id):
-                self._finish(call_id, payload, buffers)
+            case Result(call_id, _, _, attempt):
+                self._deliver(Done(call_id, unpack(payload, buffers), attempt))
             case End(entries):
-                for (call_id, _), summary in zip(entries, unpack(payload, buffers), strict=True):
-                    self._deliver(Done(call_id, summary))
+                summaries = unpack(payload, buffers)
+                for (call_id, attempt), summary in zip(entries, summaries, strict=True):
+                    self._deliver(Done(call_id, summary, attempt))
             case Error(0):
                 raise error_from(message, unpack(payload, buffers))
             case Error(call_id):
@@ -320,9 +321,6 @@ class Connection:
                 self.late += 1  # of a call that was given up
             else:
                 mailbox.put(Item(call_id, value))
-
-    def _finish(self, call_id: int, payload: Bytes, buffers: Any) -> None:
-        self._deliver(Done(call_id, unpack(payload, buffers)))
 
     def _deliver(self, event: Done | Failed) -> None:
         with self._lock:

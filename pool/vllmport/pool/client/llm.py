@@ -20,6 +20,7 @@ from vllmport.pool.client.requests import (
     Params,
     Prompt,
     Prompts,
+    Retry,
     call_for,
     chat_requests,
     generate_requests,
@@ -77,9 +78,9 @@ class Stream(Iterator[Delta]):
                 case Item(_, value):
                     self._ready = deltas_from(value)[::-1]
                     self._grant()
-                case Done(_, value):
+                case Done(_, value, attempt):
                     self._open = False
-                    self.result = result_from(value)
+                    self.result = result_from(value, attempt)
                 case Failed(_, error):
                     self._open = False
                     raise error
@@ -177,6 +178,7 @@ class LLM:
         timeout_profile: str | None = None,
         priority: int | None = None,
         request_id: str | None = None,
+        retry: Retry = None,
         use_tqdm: UseTqdm = False,
         lora_request: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
@@ -190,6 +192,9 @@ class LLM:
                 "batch_job".
             priority: Lower runs first.
             request_id: Your name for the call, in results, logs and errors.
+            retry: "resume" to have a prompt that was started run again, within the same time, if
+                its worker is lost; what a stream has brought by then is checked token by token and
+                not repeated. With a temperature above 0 that needs a `seed`.
             use_tqdm: Show a progress bar; a tqdm class of your own is taken as well.
             lora_request: A map with lora_name, lora_int_id and lora_path.
 
@@ -199,16 +204,17 @@ class LLM:
         Raises:
             DeadlineExceeded: Time was up; `tokens` and `partial` say how far one prompt came.
             InvalidRequest: A prompt or parameter can never work.
-            WorkerLost: The worker died under it; make the call again.
+            WorkerLost: The worker died under it; make the call again. With `retry="resume"`: it was
+                run again and came out different.
+            PoisonRequest: With `retry="resume"`: a second worker died under it.
             Overloaded: The queue is full; `retry_after` says when to come back.
 
         For a list of prompts the error's `details["results"]` has what was finished.
         """
         requests = generate_requests(prompts, sampling_params, {"lora_request": lora_request})
         seconds = resolve_timeout(timeout, timeout_profile)
-        return self._batch(
-            "generate", requests, result_from, seconds, priority, request_id, use_tqdm
-        )
+        call = call_for(self.name, "generate", priority, request_id, retry=retry)
+        return self._batch(call, requests, result_from, seconds, use_tqdm)
 
     def chat(
         self,
@@ -219,6 +225,7 @@ class LLM:
         timeout_profile: str | None = None,
         priority: int | None = None,
         request_id: str | None = None,
+        retry: Retry = None,
         use_tqdm: UseTqdm = False,
         **template: Any,
     ) -> list[RequestOutput]:
@@ -228,7 +235,8 @@ class LLM:
         """
         requests = chat_requests(messages, sampling_params, template)
         seconds = resolve_timeout(timeout, timeout_profile)
-        return self._batch("chat", requests, result_from, seconds, priority, request_id, use_tqdm)
+        call = call_for(self.name, "chat", priority, request_id, retry=retry)
+        return self._batch(call, requests, result_from, seconds, use_tqdm)
 
     def stream(
         self,
@@ -239,11 +247,12 @@ class LLM:
         timeout_profile: str | None = None,
         priority: int | None = None,
         request_id: str | None = None,
+        retry: Retry = None,
         lora_request: Mapping[str, Any] | None = None,
     ) -> Stream:
         """Complete one prompt and yield what is new as it comes. Args are those of `generate`."""
         (args,) = generate_requests([prompt], sampling_params, {"lora_request": lora_request})
-        call = call_for(self.name, "generate", priority, request_id, DEFAULT_WINDOW)
+        call = call_for(self.name, "generate", priority, request_id, DEFAULT_WINDOW, retry)
         return Stream(self._connection(), call, args, resolve_timeout(timeout, timeout_profile))
 
     def stream_chat(
@@ -255,11 +264,12 @@ class LLM:
         timeout_profile: str | None = None,
         priority: int | None = None,
         request_id: str | None = None,
+        retry: Retry = None,
         **template: Any,
     ) -> Stream:
         """Answer one conversation and yield what is new as it comes. Args are those of `chat`."""
         (args,) = chat_requests(messages, sampling_params, template)
-        call = call_for(self.name, "chat", priority, request_id, DEFAULT_WINDOW)
+        call = call_for(self.name, "chat", priority, request_id, DEFAULT_WINDOW, retry)
         return Stream(self._connection(), call, args, resolve_timeout(timeout, timeout_profile))
 
     # Tokens and facts.
@@ -284,10 +294,12 @@ class LLM:
         timeout_profile: str | None = None,
         priority: int | None = None,
         request_id: str | None = None,
+        retry: Retry = None,
     ) -> Any:
         """Call a verb of the engine by its name and return its plain result."""
         seconds = resolve_timeout(timeout, timeout_profile)
-        return self._batch(verb, [args], lambda value: value, seconds, priority, request_id)[0]
+        call = call_for(self.name, verb, priority, request_id, retry=retry)
+        return self._batch(call, [args], lambda value, _: value, seconds)[0]
 
     def engine_config(self) -> dict[str, Any]:
         """Return what the engine resolved its arguments to."""
@@ -327,16 +339,13 @@ class LLM:
 
     def _batch(
         self,
-        verb: str,
+        call: Call,
         requests: list[dict[str, Any]],
-        convert: Callable[[Any], T],
+        convert: Callable[[Any, int], T],
         timeout: float,
-        priority: int | None,
-        request_id: str | None,
         use_tqdm: UseTqdm = False,  # noqa: FBT002  # vLLM's parameter
     ) -> list[T]:
         connection = self._connection()
-        call = call_for(self.name, verb, priority, request_id)
         deadline = time.monotonic() + timeout
         batch = Batch(requests, convert, deadline)
         mailbox = ThreadMailbox()

@@ -17,10 +17,11 @@ class Item(NamedTuple):
 
 
 class Done(NamedTuple):
-    """The terminal value of call `call`."""
+    """The terminal value of call `call`, and the attempt that it came from."""
 
     call: int
     value: Any
+    attempt: int = 1
 
 
 class Failed(NamedTuple):

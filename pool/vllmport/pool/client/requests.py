@@ -5,7 +5,7 @@ Pure. Shared by the sync and the async client.
 
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from vllmport.bridge.errors import InvalidRequest
 from vllmport.bridge.messages import Call
@@ -19,6 +19,9 @@ Prompts = Prompt | Sequence[Prompt]
 
 Params = SamplingParams | Mapping[str, Any] | None
 """Sampling parameters, or a map of them."""
+
+Retry = Literal["resume"] | None
+"""What becomes of a call whose worker is lost after it started it: None lets it fail."""
 
 Message = Mapping[str, Any]
 """One chat message: `role` and `content`, and what the model's template knows besides."""
@@ -97,13 +100,20 @@ def chat_requests(
 
 
 def call_for(
-    model: str, verb: str, priority: int | None, request_id: str | None, window: int = 0
+    model: str,
+    verb: str,
+    priority: int | None,
+    request_id: str | None,
+    window: int = 0,
+    retry: Retry = None,
 ) -> Call:
     """Build the header of a call; the connection fills in its id and budget.
 
     Raises:
-        InvalidRequest: The priority is no whole number.
+        InvalidRequest: The priority is no whole number, or there is no such way to retry.
     """
+    if retry not in (None, "resume"):
+        raise InvalidRequest.of("retry", repr(retry), 'retry is None or "resume"')
     if priority is not None and type(priority) is not int:
         raise InvalidRequest.of(
             "priority", repr(priority), "priority is a whole number; lower runs first"
@@ -116,6 +126,7 @@ def call_for(
         window=window,
         priority=priority or 0,
         request_id=request_id or secrets.token_hex(6),
+        retry=retry or "",
     )
 
 

@@ -66,6 +66,7 @@ class RequestOutput:
         finished: Whether all of them have ended.
         num_cached_tokens: Prompt tokens that came from the prefix cache.
         usage: Counts: prompt_tokens, completion_tokens, cached_tokens.
+        attempts: How many workers were given the call; more than 1 where one was lost.
     """
 
     request_id: str
@@ -76,6 +77,7 @@ class RequestOutput:
     prompt_logprobs: Logprobs | None = None
     num_cached_tokens: int | None = None
     usage: dict[str, int] = field(default_factory=dict)
+    attempts: int = 1
 
 
 def completion_from(data: Mapping[str, Any]) -> CompletionOutput:
@@ -96,7 +98,7 @@ def deltas_from(data: Mapping[str, Any]) -> list[Delta]:
     return [completion_from(output) for output in data["outputs"]]
 
 
-def result_from(data: Mapping[str, Any]) -> RequestOutput:
+def result_from(data: Mapping[str, Any], attempts: int = 1) -> RequestOutput:
     """Build a result, or the summary of a stream, from its map on the wire."""
     return RequestOutput(
         request_id=data["request_id"],
@@ -107,6 +109,7 @@ def result_from(data: Mapping[str, Any]) -> RequestOutput:
         prompt_logprobs=_logprobs(data.get("prompt_logprobs")),
         num_cached_tokens=data.get("num_cached_tokens"),
         usage=dict(data.get("usage", {})),
+        attempts=attempts,
     )
 
 

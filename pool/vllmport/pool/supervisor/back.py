@@ -160,7 +160,7 @@ class Back:
 
     def _on_error(self, worker: str, message: Error, frames: list[Bytes], now: float) -> None:
         if message.id:
-            self._dispatcher.result(worker, message.client, message.id, frames, now, message.code)
+            self._dispatcher.result(worker, message.client, message.id, frames, now, message)
             return
         error = error_from(message, unpack(frames[1]))
         logger.error("failed worker=%s: %s", worker, error.message)

@@ -25,7 +25,8 @@ from vllmport.bridge.limits import MAX_CONTROL
 from vllmport.bridge.messages import Call, End, Items, Ping, Result, encode, error_message
 from vllmport.bridge.states import WorkerState
 from vllmport.bridge.timeouts import from_wire
-from vllmport.pool.supervisor.dispatch import Dispatcher, Key, ToClient, ToWorker
+from vllmport.pool.supervisor.calls import Key
+from vllmport.pool.supervisor.dispatch import Dispatcher, ToClient, ToWorker
 from vllmport.pool.supervisor.events import EventLog
 from vllmport.pool.supervisor.fleet import Fleet
 from vllmport.pool.supervisor.places import Model

@@ -5,31 +5,37 @@ collected and handed over by `take_outgoing`. Each call gets exactly one termina
 """
 
 import heapq
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from vllmport.bridge.codec import Bytes, Packed, pack
+from vllmport.bridge.board import Held, OnRecord
+from vllmport.bridge.codec import Bytes, Packed, pack, unpack
 from vllmport.bridge.deadlines import Deadlines
-from vllmport.bridge.errors import (
-    Cancelled,
-    DeadlineExceeded,
-    InvalidRequest,
-    Overloaded,
-    ProtocolError,
-    VllmportError,
-    WorkerLost,
-)
+from vllmport.bridge.errors import DeadlineExceeded, EngineDead, ProtocolError, VllmportError
 from vllmport.bridge.limits import DEADLINE_GRACE_MS
-from vllmport.bridge.messages import Call, Cancel, Credit, End, Items, encode, error_message
-from vllmport.bridge.states import CALL_TRANSITIONS, CallEvent, CallState, advance
-from vllmport.bridge.timeouts import from_wire, to_wire
-from vllmport.pool.supervisor.load import LeastLoaded
+from vllmport.bridge.messages import (
+    Call,
+    Cancel,
+    Credit,
+    End,
+    Error,
+    Items,
+    encode,
+    error_message,
+)
+from vllmport.bridge.states import CallEvent, CallState
+from vllmport.bridge.timeouts import to_wire
+from vllmport.pool.supervisor import verdicts
+from vllmport.pool.supervisor.calls import RESUME, Key, ModelQueue, OpenCall
+from vllmport.pool.supervisor.events import EventLog
 
 GRACE: Final = DEADLINE_GRACE_MS / 1000
 
-Key = tuple[int, int]
-"""(client, call id)."""
+MAX_DEATHS: Final = 2
+"""Workers that may die after they started a call; then it is held to be the cause."""
+
+_NEVER_CAME: Final = OnRecord(Held.NOTHING, 0)
 
 
 class ToClient(NamedTuple):
@@ -46,60 +52,6 @@ class ToWorker(NamedTuple):
     frames: list[Bytes]
 
 
-class OpenCall:
-    """One call from its arrival until no worker holds it."""
-
-    __slots__ = (
-        "arrived",
-        "attempt",
-        "deadline",
-        "header",
-        "key",
-        "packed",
-        "size",
-        "state",
-        "worker",
-    )
-
-    def __init__(self, client: int, header: Call, packed: Packed, now: float) -> None:
-        self.key: Key = (client, header.id)
-        self.header = header
-        self.packed = packed
-        self.size = len(packed.payload) + sum(map(len, packed.buffers))
-        self.deadline = from_wire(header.remaining_ms, now)
-        self.arrived = now
-        self.state = CallState.QUEUED
-        self.worker = ""
-        self.attempt = 0
-
-    def __repr__(self) -> str:
-        return f"<OpenCall {self.key} {self.header.verb} {self.state} worker={self.worker!r}>"
-
-    def take(self, event: CallEvent) -> None:
-        """Move on in the state table."""
-        self.state = advance(CALL_TRANSITIONS, self.state, event)
-
-
-@dataclass(slots=True)
-class ModelQueue:
-    """The calls that wait for one model, and the workers that could take them."""
-
-    name: str
-    heap: list[tuple[int, int, OpenCall]] = field(default_factory=list)
-    waiting: int = 0
-    bytes: int = 0
-    workers: LeastLoaded = field(default_factory=LeastLoaded)
-    refusal: VllmportError | None = None
-    pace: float = 0.05
-    last_finish: float = math.nan
-
-    def finished(self, now: float) -> None:
-        """Learn how quickly calls end, for `retry_after`."""
-        if not math.isnan(self.last_finish):
-            self.pace += 0.1 * (min(now - self.last_finish, 10.0) - self.pace)
-        self.last_finish = now
-
-
 @dataclass(slots=True)
 class Counters:
     """What happened so far, for `status`."""
@@ -112,14 +64,23 @@ class Counters:
 
 
 class Dispatcher:
-    """The table of open calls, the queues and the workers' load."""
+    """The table of open calls, the queues and the workers' load.
 
-    def __init__(self, max_queue: int, max_queue_bytes: int) -> None:
+    Args:
+        max_queue: Calls that may wait for one model.
+        max_queue_bytes: Bytes of arguments that may wait for one model; and, apart from those, that
+            are kept of its running calls, to run them again if their worker is lost.
+        events: Is told what became of calls whose worker or time was lost.
+    """
+
+    def __init__(self, max_queue: int, max_queue_bytes: int, events: EventLog) -> None:
         self.counters = Counters()
+        self._events = events
         self._max_queue = max_queue
         self._max_queue_bytes = max_queue_bytes
         self._models: dict[str, ModelQueue] = {}
         self._calls: dict[Key, OpenCall] = {}
+        self._recorded: dict[Key, OpenCall] = {}  # streams that may be resumed
         self._by_client: dict[int, set[Key]] = {}
         self._by_worker: dict[str, set[Key]] = {}
         self._model_of: dict[str, str] = {}
@@ -179,27 +140,38 @@ class Dispatcher:
         if queue is not None:
             queue.workers.remove(worker)
 
-    def worker_gone(self, worker: str, cause: str) -> list[str]:
-        """Fail every call that is on this worker, at once; return the request ids of those."""
-        lost = []
+    def worker_gone(
+        self,
+        worker: str,
+        cause: str,
+        board: Mapping[Key, OnRecord],
+        now: float,
+        *,
+        expected: bool = False,
+    ) -> None:
+        """Deal with every call that is on this worker, at once.
+
+        What it had not started waits for another worker, what it had started fails or is resumed.
+
+        Args:
+            worker: Whose process is gone.
+            cause: How it ended.
+            board: What it left on record of its calls.
+            now: The time.
+            expected: Whether its end was asked for; then no call is held to be the cause.
+        """
         self.worker_draining(worker)
+        queue = self._models.get(self._model_of.pop(worker, ""))
         for key in self._by_worker.pop(worker, set()):
             call = self._calls[key]
             if call.state is CallState.ABANDONED:
                 self._close(call, CallEvent.WORKER_GONE)
-                continue
-            error = WorkerLost(
-                f"worker {worker} was lost while it worked on this call: {cause}",
-                phase="running",
-                worker=worker,
-                attempt=call.attempt,
-                details={"exit": cause},
-            )
-            self._answer(call, error, CallEvent.WORKER_GONE)
-            lost.append(call.header.request_id)
-        self._model_of.pop(worker, None)
+            else:
+                on_record = board.get(key, _NEVER_CAME)
+                self._lost_worker(call, cause, on_record, expected=expected)
         self._done.pop(worker, None)
-        return lost
+        if queue is not None:
+            self._dispatch(queue, now)
 
     def in_flight(self, worker: str) -> int:
         """Return how many calls this worker holds."""
@@ -229,14 +201,15 @@ class Dispatcher:
             self._tell(client, header.id, error)
             return
         self._calls[call.key] = call
+        if call.delivered is not None:
+            self._recorded[call.key] = call
         self._by_client.setdefault(client, set()).add(call.key)
         self._due.set(call.key, call.deadline)
-        queue = self._models[header.model]
         self._arrivals += 1
-        heapq.heappush(queue.heap, (header.priority, self._arrivals, call))
-        queue.waiting += 1
-        queue.bytes += call.size
-        self._dispatch(queue, now)
+        call.place = (header.priority, self._arrivals)
+        call.queue = self._models[header.model]
+        call.queue.push(call)
+        self._dispatch(call.queue, now)
 
     def cancel(self, client: int, call_id: int) -> None:
         """Give a call up. One that waits is answered here, one that runs by its worker."""
@@ -244,16 +217,19 @@ class Dispatcher:
         if call is None:
             return  # its terminal message is on the way
         if call.state is CallState.QUEUED:
-            text = "the caller cancelled the call before it started"
-            error = Cancelled(text, phase="queue", details={"tokens": 0})
-            self._answer(call, error, CallEvent.CANCELLED)
+            self._answer(call, verdicts.cancelled(call), CallEvent.CANCELLED)
         elif call.state is CallState.RUNNING:
+            call.given_up = True
             self._outgoing.append(ToWorker(call.worker, encode(Cancel(call_id, client))))
 
     def credit(self, client: int, call_id: int, count: int) -> None:
         """Pass on that the reader of a stream has room."""
         call = self._calls.get((client, call_id))
-        if call is not None and call.state is CallState.RUNNING and count > 0:
+        if call is None or count <= 0:
+            return
+        if call.delivered is not None:
+            call.delivered.room += count
+        if call.state is CallState.RUNNING:
             self._outgoing.append(ToWorker(call.worker, encode(Credit(call_id, count, client))))
 
     def client_gone(self, client: int) -> None:
@@ -261,7 +237,7 @@ class Dispatcher:
         for key in list(self._by_client.pop(client, ())):
             call = self._calls[key]
             if call.state is CallState.QUEUED:
-                self._unqueue(call)
+                call.queue.leave(call)
                 self._close(call, CallEvent.CALLER_GONE)
                 continue
             if call.state is CallState.RUNNING:
@@ -280,6 +256,8 @@ class Dispatcher:
             if call is not None and call.worker == worker and call.state is CallState.RUNNING:
                 self.counters.items += len(message.entries)
                 self._outgoing.append(ToClient(client, frames))
+                if self._recorded:
+                    self._record(worker, message, frames)
                 return
         self.counters.late += 1
 
@@ -299,13 +277,20 @@ class Dispatcher:
         call_id: int,
         frames: list[Bytes],
         now: float,
-        error: str = "",
+        error: Error | None = None,
     ) -> None:
         """Close a call with its result, or with the error a worker gave it."""
+        if error is not None and error.code == EngineDead.code:
+            self.worker_draining(worker)  # it will say so itself, but not before this
+            if self._was_resumed(worker, (client, call_id), error.message, now):
+                return
+        call = self._calls.get((client, call_id))
         if self._finish(worker, (client, call_id), now):
             self._outgoing.append(ToClient(client, frames))
-            if error:
-                self._count_error(error)
+            if error is not None and call is not None:
+                self._count_error(error.code)
+                if error.code == DeadlineExceeded.code:
+                    self._tell_event("call.expired", call, phase=error.phase)
         self._refill(worker, now)
 
     # Time.
@@ -325,27 +310,23 @@ class Dispatcher:
 
     # Inside.
 
-    def _refusal(self, call: OpenCall, now: float) -> VllmportError | None:
+    def _refusal(  # noqa: PLR0911  # one reason after the other
+        self, call: OpenCall, now: float
+    ) -> VllmportError | None:
         queue = self._models.get(call.header.model)
         if call.key in self._calls:
             return ProtocolError(f"call id {call.header.id} is already open on this connection")
         if queue is None:
-            known = ", ".join(sorted(self._models)) or "none is loaded"
-            text = f"no model {call.header.model!r} in this pool; known: {known}"
-            return InvalidRequest.of("model", call.header.model, text)
+            return verdicts.unknown_model(call.header.model, self._models)
         if queue.refusal is not None:
             return queue.refusal
+        if call.header.retry not in ("", RESUME):
+            return verdicts.unknown_retry(call.header.retry)
         if call.deadline <= now:
             return DeadlineExceeded("the deadline had passed on arrival", phase="queue")
         full = queue.waiting >= self._max_queue or queue.bytes + call.size > self._max_queue_bytes
         if full and queue.workers.pick() is None:
-            retry_after = min(max(queue.waiting * queue.pace, 0.1), 30.0)
-            return Overloaded(
-                f"{queue.waiting} calls ({queue.bytes} bytes) wait for {queue.name!r} already; "
-                f"try again in {retry_after:.1f} s",
-                phase="queue",
-                details={"retry_after": retry_after, "queued": queue.waiting},
-            )
+            return verdicts.overloaded(queue)
         return None
 
     def _dispatch(self, queue: ModelQueue, now: float) -> None:
@@ -361,7 +342,7 @@ class Dispatcher:
             if worker is None:
                 return
             heapq.heappop(queue.heap)
-            self._unqueue(call)
+            queue.leave(call)
             self._start(call, worker, now)
             queue.workers.shift(worker, 1)
 
@@ -370,34 +351,66 @@ class Dispatcher:
         call.worker = worker
         call.attempt += 1
         self._by_worker[worker].add(call.key)
-        header = call.header._replace(
-            remaining_ms=to_wire(call.deadline - now), client=call.key[0], attempt=call.attempt
-        )
-        self._outgoing.append(ToWorker(worker, encode(header, call.packed)))
-        call.packed = Packed(b"", [])  # the worker has it now
+        header, packed = call.for_worker(to_wire(call.deadline - now))
+        self._outgoing.append(ToWorker(worker, encode(header, packed)))
+        call.keep(self._max_queue_bytes)
+
+    def _lost_worker(
+        self, call: OpenCall, cause: str, on_record: OnRecord, *, expected: bool = False
+    ) -> None:
+        """Let a call that lost its worker wait for another, or end it.
+
+        A call is started as well if the worker ended it: then its end was lost on the way.
+        """
+        started = on_record.held in (Held.STARTED, Held.ENDED)
+        tokens = max(on_record.tokens, call.delivered.tokens if call.delivered is not None else 0)
+        call.lost_by = cause
+        if started and not expected:
+            call.deaths.append(cause)
+        may_run_again = call.kept and call.queue.refusal is None
+        if call.given_up:
+            self._answer(call, verdicts.cancelled(call, tokens), CallEvent.WORKER_GONE)
+        elif len(call.deaths) >= MAX_DEATHS:
+            self._tell_event("call.poisoned", call)
+            self._answer(call, verdicts.poison(call), CallEvent.WORKER_GONE)
+        elif may_run_again and (not started or call.header.retry == RESUME):
+            self._tell_event("call.retried", call, tokens=tokens)
+            call.take(CallEvent.REQUEUED)
+            call.worker = ""
+            self._due.set(call.key, call.deadline)
+            call.queue.push(call)
+        else:
+            self._tell_event("call.lost", call, tokens=tokens)
+            self._answer(call, verdicts.lost(call, cause, tokens), CallEvent.WORKER_GONE)
+
+    def _was_resumed(self, worker: str, key: Key, cause: str, now: float) -> bool:
+        """Resume a call whose engine died in a worker that lives, if it is one to be resumed."""
+        call = self._calls.get(key)
+        if call is None or call.worker != worker or call.header.retry != RESUME:
+            return False
+        if call.state is not CallState.RUNNING:
+            return False
+        self._by_worker[worker].discard(key)
+        self._lost_worker(call, cause, OnRecord(Held.STARTED, 0))
+        self._dispatch(call.queue, now)
+        return True
+
+    def _record(self, worker: str, message: Items, frames: list[Bytes]) -> None:
+        """Note what the clients of resumable streams have; only batches with one are unpacked."""
+        mine = [self._recorded.get((message.client, entry[0])) for entry in message.entries]
+        if any(mine):
+            values = unpack(frames[1], frames[2:])
+            for call, value in zip(mine, values, strict=True):
+                if call is not None and call.worker == worker and call.delivered is not None:
+                    call.delivered.add(value)
 
     def _expire(self, call: OpenCall, now: float) -> None:
         where = "queue" if call.state is CallState.QUEUED else "worker"
-        error = DeadlineExceeded(
-            f"the deadline passed in the {where} after {now - call.arrived:.3f} s",
-            phase=where,
-            worker=call.worker,
-            attempt=call.attempt,
-            details={"tokens": 0, "partial": None},
-        )
+        error = verdicts.expired(call, where, now)
+        self._tell_event("call.expired", call, phase=where)
         if call.state is CallState.RUNNING:
             self._outgoing.append(ToWorker(call.worker, encode(Cancel(call.key[1], call.key[0]))))
         self._answer(call, error, CallEvent.EXPIRED)
-
-    def _unqueue(self, call: OpenCall) -> None:
-        queue = self._models[call.header.model]
-        queue.waiting -= 1
-        queue.bytes -= call.size
-        if (
-            len(queue.heap) > 2 * queue.waiting + 64
-        ):  # most of it is over: it expired, was cancelled
-            queue.heap = [entry for entry in queue.heap if entry[2].state is CallState.QUEUED]
-            heapq.heapify(queue.heap)
 
     def _finish(self, worker: str, key: Key, now: float) -> bool:
         """Close a call that its worker is done with; return whether the caller still waits."""
@@ -409,10 +422,8 @@ class Dispatcher:
         self._close(call, CallEvent.FINISHED)
         self._by_worker[worker].discard(key)
         self._done[worker] += 1
-        queue = self._models.get(call.header.model)
-        if queue is not None:
-            queue.workers.shift(worker, -1)
-            queue.finished(now)
+        call.queue.workers.shift(worker, -1)
+        call.queue.finished(now)
         self.counters.finished += waited
         return waited
 
@@ -424,7 +435,7 @@ class Dispatcher:
     def _answer(self, call: OpenCall, error: VllmportError, event: CallEvent) -> None:
         """Give a call its terminal message from here."""
         if call.state is CallState.QUEUED:
-            self._unqueue(call)
+            call.queue.leave(call)
         self._tell(call.key[0], call.key[1], error)
         self._close(call, event)
 
@@ -432,8 +443,8 @@ class Dispatcher:
         call.take(event)
         self._due.discard(call.key)
         if call.state is CallState.DONE:
-            call.packed = Packed(b"", [])  # a queue may hold the call a little longer
             del self._calls[call.key]
+            self._recorded.pop(call.key, None)
             mine = self._by_client.get(call.key[0])
             if mine is not None:
                 mine.discard(call.key)
@@ -445,3 +456,8 @@ class Dispatcher:
 
     def _count_error(self, code: str) -> None:
         self.counters.errors[code] = self.counters.errors.get(code, 0) + 1
+
+    def _tell_event(self, name: str, call: OpenCall, **fields: object) -> None:
+        if name != "call.expired":
+            fields["attempt"] = call.attempt
+        self._events.add(name, request_id=call.header.request_id, worker=call.worker, **fields)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from vllmport.bridge.board import SIZE, Board
+from vllmport.bridge.board import SIZE, Board, OnRecord
 from vllmport.pool.plan import Plan
 from vllmport.pool.spawner import protocol
 from vllmport.pool.supervisor.descriptors import Descriptors
@@ -131,6 +131,11 @@ class Incarnations:
     def board(self, worker: str) -> Board:
         """Return what the process has on record."""
         return self._by_worker[worker].board
+
+    def calls(self, worker: str) -> dict[tuple[int, int], OnRecord]:
+        """Return what the process, if there was one, has on record of its calls."""
+        incarnation = self._by_worker.get(worker)
+        return incarnation.board.calls() if incarnation is not None else {}
 
     def board_path(self, worker: str) -> str:
         """Return the file of its record."""

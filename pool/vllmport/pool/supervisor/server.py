@@ -66,7 +66,7 @@ class Supervisor:
         self._clients = Clients(self._context, plan.endpoint, policy.max_client_bytes)
         self._workers = Workers(self._context, f"ipc://{plan.run_dir}/workers.sock")
         self._events = EventLog(time.time)
-        self._dispatcher = Dispatcher(policy.max_queue, policy.max_queue_bytes)
+        self._dispatcher = Dispatcher(policy.max_queue, policy.max_queue_bytes, self._events)
         self._standbys = Standbys(policy, self._events, _new_nonce)
         self._fleet = Fleet(policy, self._events, _new_nonce, self._standbys.take, has_room)
         self._control = Control(
@@ -179,15 +179,18 @@ class Supervisor:
         cause = self._fleet.exit_cause(worker, cause)
         self._exits[worker] = cause
         self._checkups.forget(worker)
+        expected = record.state is WorkerState.DRAINING
         self._events.add(
             "worker.exited",
             worker=worker,
             pid=record.pid,
             cause=cause,
-            expected=record.state is WorkerState.DRAINING,
+            expected=expected,
             in_flight=self._dispatcher.in_flight(worker),
         )
-        self._dispatcher.worker_gone(worker, cause)
+        self._dispatcher.worker_gone(
+            worker, cause, self._incarnations.calls(worker), time.monotonic(), expected=expected
+        )
         self._control.worker_gone(worker)
 
     def on_cleared(self, worker: str, stderr: list[str]) -> None:

@@ -92,11 +92,12 @@ class EchoEngine:
     def __init__(self, engine_args: Mapping[str, Any], port: Port) -> None:
         args = _checked(engine_args, ARGUMENTS, "engine argument")
         self.info: dict[str, Any] = {"model": "echo", **args}
-        self.capacity = 2 * int(args["max_num_seqs"])
+        self.running_limit = int(args["max_num_seqs"])
+        self.capacity = 2 * self.running_limit
         self._args = args
         self._port = port
         self._running: dict[Key, _Generation] = {}
-        self._steps = 0
+        self.steps = 0
         self._ballast = bytearray()
         self._verbs: dict[str, Callable[[Request], None]] = {
             "generate": self._generate,
@@ -136,14 +137,14 @@ class EchoEngine:
         return Partial(phase, running.said, running.result() if running.said else None)
 
     def stats(self) -> dict[str, Any]:
-        return {"unfinished": len(self._running), "steps": self._steps}
+        return {"unfinished": len(self._running), "steps": self.steps}
 
     def run(self, port: Port) -> None:
         run_stepped(self, port)
 
     def step(self) -> None:
         """Say one character of each of the first `max_num_seqs` requests."""
-        self._steps += 1
+        self.steps += 1
         if self._args["step_delay"]:
             time.sleep(self._args["step_delay"])
         for key in list(islice(self._running, self._args["max_num_seqs"])):

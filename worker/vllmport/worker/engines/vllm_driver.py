@@ -48,8 +48,8 @@ class VllmDriver(ABC):
 
     def __init__(self, engine: Any, port: Port) -> None:
         self.info = resolved(engine.vllm_config)
-        # Twice what runs at one time, so that the engine's own queue never runs dry.
-        self.capacity = 2 * int(self.info["max_num_seqs"])
+        self.running_limit = int(self.info["max_num_seqs"])
+        self.capacity = 2 * self.running_limit  # so that the engine's own queue never runs dry
         self.steps = 0
         self._engine = engine
         self._port = port
@@ -164,9 +164,8 @@ class VllmDriver(ABC):
 
         The scheduler may live in another process; but it runs the oldest `max_num_seqs` requests.
         """
-        running = int(self.info["max_num_seqs"])
         for position, other in enumerate(self._engine.output_processor.request_states):
-            if position >= running:
+            if position >= self.running_limit:
                 return False
             if other == name:
                 return True
