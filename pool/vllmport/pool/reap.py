@@ -17,7 +17,7 @@ import psutil
 
 from vllmport.pool.endpoint import abandoned, socket_path
 from vllmport.pool.ledger import Entry, ledgers, read_ledger
-from vllmport.pool.leftovers import leftovers, remove
+from vllmport.pool.leftovers import leftovers, remove, scratch_of
 from vllmport.pool.marks import bearers, mark_of, run_of, supervisor_of
 from vllmport.pool.processes import describe, kill_until_gone, started_at
 
@@ -130,13 +130,16 @@ def _end_unknown(process: psutil.Process, mark: int, *, dry_run: bool) -> Findin
     if dry_run:
         return Finding(what, whose, "would be killed")
     left = kill_until_gone(lambda: [p for p in (process,) if _runs(p)], PATIENCE)
+    if not any(bearers(lambda other: other == mark)):
+        remove(leftovers(lambda other: other == mark, [scratch_of(mark, os.environ)]))
     return Finding(what, whose, "cannot be killed" if left else "killed")
 
 
 def _is_dead(supervisor: int, process: psutil.Process) -> bool:
     """Tell whether a supervisor is dead for sure: a process that began later is another one."""
-    with contextlib.suppress(OSError):
-        return started_at(supervisor) > started_at(process.pid)
+    with contextlib.suppress(psutil.NoSuchProcess, OSError):
+        if _runs(psutil.Process(supervisor)):
+            return started_at(supervisor) > started_at(process.pid)
     return True
 
 

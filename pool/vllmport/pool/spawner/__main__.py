@@ -8,6 +8,7 @@ removed, and it exits. The LEDGER goes only when nothing is left.
 
 import contextlib
 import os
+import select
 import selectors
 import signal
 import socket
@@ -57,7 +58,6 @@ class Spawner:
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
-        self._supervisor = os.getppid()
         self._running: dict[int, _Child] = {}
         self._dying: dict[int, _Child] = {}
         # Workers hold the read end. Whatever ends this process closes the write end, and the guard
@@ -174,11 +174,17 @@ class Spawner:
         children = [*self._running.values(), *self._dying.values()]
         remove(leftovers(is_ours, [child.scratch for child in children]))
         remove(map(Path, paths))
-        if os.getppid() != self._supervisor:  # else it does so itself, as its last act
+        if self._supervisor_is_gone():  # else it removes the lock itself, as its last act
             remove(Path(f"{path}.lock") for path in paths)
         if not left:
             remove([Path(ledger)])
         return 1 if left else 0
+
+    def _supervisor_is_gone(self) -> bool:
+        """Tell whether the socket was closed, or only shut down for sending."""
+        poller = select.poll()
+        poller.register(self._control, 0)
+        return bool(poller.poll(0))
 
     def _tell(self, event: protocol.Event) -> None:
         with contextlib.suppress(ConnectionError):  # end of file is seen by the next receive
