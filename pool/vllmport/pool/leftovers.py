@@ -43,12 +43,11 @@ def with_scratch(env: Mapping[str, str], scratch: Path) -> dict[str, str]:
     Caches that outlive workers, and places where others are found, stay where they were.
     """
     usual = tempfile.gettempdir()
-    return {
-        "TORCHINDUCTOR_CACHE_DIR": f"{usual}/torchinductor_{getpass.getuser()}",
-        "RAY_TMPDIR": usual,
-        **env,
-        "TMPDIR": str(scratch),
-    }
+    changed = {**env, "TMPDIR": str(scratch)}
+    # Not first: setproctitle looks for the first one where exec put it, and torch sets this anew.
+    changed.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{usual}/torchinductor_{getpass.getuser()}")
+    changed.setdefault("RAY_TMPDIR", usual)
+    return changed
 
 
 def leftovers(wanted: Wanted, scratches: Iterable[Path]) -> list[Path]:

@@ -127,6 +127,8 @@ def worker_environment(base: Mapping[str, str], own: Mapping[str, str]) -> dict[
     """Merge a model's environment over the supervisor's."""
     env = {**base, **own}
     env.setdefault("PYTHONUNBUFFERED", "1")
+    if "VLLM_PLUGINS" in env:  # a list of those that vLLM may load
+        env["VLLM_PLUGINS"] += ",vllmport"
     return env
 
 
