@@ -139,19 +139,22 @@ def _identity(pid: int) -> tuple[int, int]:
 
 
 def _entry(path: Path, text: str, *, lives: bool) -> Entry:
+    lines = [_fields(line) for line in text.splitlines()]
+    head = next(iter(lines), {})
     entry = Entry(path, lives)
-    same_boot = False
-    for line in text.splitlines():
-        with contextlib.suppress(ValueError):  # the last one may be torn
-            fields: dict[str, Any] = json.loads(line)
-            if "run" in fields:
-                same_boot = fields["boot"] == boot_id()
-                entry.run = fields["run"]
-                entry.run_dir = fields["run_dir"]
-                entry.endpoint = fields["endpoint"]
-            if "scratch" in fields:
-                entry.scratches.append(Path(fields["scratch"]))
-            if "process" in fields and same_boot:
-                pid, start = fields["process"]
-                entry.workers.append((pid, start))
+    if head.keys() >= {"boot", "run", "run_dir", "endpoint"}:
+        entry.run, entry.run_dir, entry.endpoint = head["run"], head["run_dir"], head["endpoint"]
+        entry.scratches = [Path(fields["scratch"]) for fields in lines if "scratch" in fields]
+        if head["boot"] == boot_id():
+            found = (fields["process"] for fields in lines if "process" in fields)
+            entry.workers = [(pid, start) for pid, start in found]
     return entry
+
+
+def _fields(line: str) -> dict[str, Any]:
+    """Return what a line says; nothing if it is torn."""
+    with contextlib.suppress(ValueError):
+        fields = json.loads(line)
+        if isinstance(fields, dict):
+            return fields
+    return {}

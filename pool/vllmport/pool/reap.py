@@ -75,6 +75,9 @@ def reap(folder: Path, *, dry_run: bool = False) -> list[Finding]:
 def _end(entry: Entry, *, dry_run: bool) -> Iterator[Finding]:
     """Kill what is left of a dead run, then remove its files, then its ledger."""
     whose = f"the pool at {entry.endpoint}"
+    if not entry.run:  # nothing was written down, so nothing was started
+        remove([] if dry_run else [entry.path])
+        return
 
     def is_ours(mark: int) -> bool:
         return run_of(mark) == entry.run
@@ -115,8 +118,8 @@ def _recorded(entry: Entry) -> Iterator[psutil.Process]:
     for pid, start in entry.workers:
         with contextlib.suppress(psutil.Error, OSError):
             process = psutil.Process(pid)
-            if started_at(pid) == start and process.status() != psutil.STATUS_ZOMBIE:
-                yield from (process, *process.children(recursive=True))
+            if started_at(pid) == start and _runs(process):
+                yield from (process, *filter(_runs, process.children(recursive=True)))
 
 
 def _end_unknown(process: psutil.Process, mark: int, *, dry_run: bool) -> Finding:

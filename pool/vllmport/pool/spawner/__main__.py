@@ -199,8 +199,9 @@ def _signal(leader: int, child: _Child, signum: int, scope: protocol.Scope) -> N
     kill_group(leader, signum)
     if scope == "all":
         for process in bearers(child.owns):
-            with contextlib.suppress(psutil.Error):
-                process.send_signal(signum)
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                if os.getpgid(process.pid) != leader:  # the others have it
+                    process.send_signal(signum)
 
 
 def _child_signals() -> int:
