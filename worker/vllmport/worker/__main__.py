@@ -131,9 +131,6 @@ def _load(spec: Mapping[str, Any], port: SocketPort) -> Engine:
             from vllmport.worker.engines.echo import EchoEngine
 
             return EchoEngine(spec["engine_args"], port)
-        from vllmport.worker.plugin import name_shared_memory
-
-        name_shared_memory()
         from vllmport.worker.engines.vllm import load_vllm  # imports torch
 
         return load_vllm(_choose_mode(spec), port)
