@@ -26,6 +26,7 @@ from processes import (
     worker_pid,
 )
 from vllmport.pool import Pool
+from vllmport.pool.marks import mark_in, mark_of, new_run
 
 HIDE = """
 import ctypes, os, signal, sys, time
@@ -250,32 +251,36 @@ def test_killed_service_leaves_no_socket_and_no_lock(endpoint: str, runtime_dir:
 # By hand.
 
 
-def reaped(*args: str) -> list[dict[str, str]]:
+def reaped(of: str, *args: str) -> list[dict[str, str]]:
+    """Return what `vllmport reap` found of this pool or this process; others may be there too."""
     done = vllmport("reap", "--json", *args)
     assert done.returncode == 0, done.stderr
-    return list(json.loads(done.stdout))
+    return [f for f in json.loads(done.stdout) if of in (f["whose"], f["what"].split(" (")[0])]
+
+
+def pool_at(pool: Pool) -> str:
+    return f"the pool at {pool.endpoint}"
 
 
 def test_reap_says_what_it_would_do_and_then_does_it(
     pool: Pool, hidden: Hidden, runtime_dir: Path
 ) -> None:
     child = orphan(pool, hidden)
-    found = reaped("--dry-run")
+    found = reaped(pool_at(pool), "--dry-run")
     (process,) = (f for f in found if f["outcome"] == "would be killed")
     assert process["what"].startswith(f"pid {child.pid} systemd")
-    assert process["whose"] == f"the pool at {pool.endpoint}"
     assert is_running(child)
     done = vllmport("reap")
     assert f"killed: pid {child.pid} systemd" in done.stdout
     assert not is_running(child)
     assert ledgers(runtime_dir) == set()
-    assert reaped() == []
+    assert reaped(pool_at(pool)) == []
 
 
 def test_reap_leaves_a_pool_alone_that_lives(pool: Pool, hidden: Hidden) -> None:
     pool.llm("echo")
     everybody = [*family(pool), hidden.child()]
-    assert reaped() == []
+    assert reaped(pool_at(pool)) == []
     assert all(map(is_running, everybody))
 
 
@@ -285,13 +290,12 @@ def test_reap_finds_an_orphan_that_no_ledger_knows(
     child = orphan(pool, hidden)
     for name in ledgers(runtime_dir):
         (runtime_dir / name).unlink()
-    (found,) = reaped()
-    assert found["what"].startswith(f"pid {child.pid} ")
+    (found,) = reaped(f"pid {child.pid} systemd")
     assert found["outcome"] == "killed"
     assert not is_running(child)
 
 
-def test_reap_only_reports_an_orphan_whose_supervisor_may_live(
+def test_reap_leaves_a_pool_alone_whose_ledger_is_elsewhere(
     pool: Pool, hidden: Hidden, runtime_dir: Path
 ) -> None:
     pool.llm("echo")
@@ -299,12 +303,24 @@ def test_reap_only_reports_an_orphan_whose_supervisor_may_live(
     (name,) = ledgers(runtime_dir)
     (runtime_dir / name).rename(runtime_dir / "elsewhere")
     try:
-        found = reaped()
+        assert reaped(f"the supervisor with pid {pids(pool)[0]}") == []
     finally:
         (runtime_dir / "elsewhere").rename(runtime_dir / name)
-    assert {f["outcome"] for f in found} == {"kept, its supervisor may live"}
-    assert len(found) == 3, "worker, guard and hidden child"
     assert all(map(is_running, everybody))
+
+
+def test_reap_only_reports_what_may_have_a_living_owner() -> None:
+    mark = mark_in(new_run(os.getpid()), 1)
+    limit = f"resource.setrlimit(resource.RLIMIT_RTTIME, ({mark}, -1))"
+    code = f"import resource, time; {limit}; time.sleep(3600)"
+    with subprocess.Popen([sys.executable, "-c", code]) as orphan:
+        try:
+            eventually(lambda: mark_of(orphan.pid) == mark)
+            (found,) = reaped(f"the supervisor with pid {os.getpid()}")
+            assert found["outcome"] == "kept, a process with that pid lives"
+            assert orphan.poll() is None
+        finally:
+            orphan.kill()
 
 
 # Files.

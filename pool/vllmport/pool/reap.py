@@ -68,7 +68,7 @@ def reap(folder: Path, *, dry_run: bool = False) -> list[Finding]:
         mark = mark_of(process.pid)
         with contextlib.suppress(psutil.Error):
             if mark is not None and process.uids().real == mine:
-                found.append(_end_unknown(process, mark, dry_run=dry_run))
+                found += _end_unknown(process, mark, dry_run=dry_run)
     return found
 
 
@@ -122,20 +122,24 @@ def _recorded(entry: Entry) -> Iterator[psutil.Process]:
                 yield from (process, *filter(_runs, process.children(recursive=True)))
 
 
-def _end_unknown(process: psutil.Process, mark: int, *, dry_run: bool) -> Finding:
-    """Kill a process that no ledger knows if its supervisor is proven dead."""
+def _end_unknown(process: psutil.Process, mark: int, *, dry_run: bool) -> Iterator[Finding]:
+    """Kill a process that no ledger here knows if its supervisor is proven dead."""
     what, supervisor = describe(process), supervisor_of(mark)
     whose = f"the supervisor with pid {supervisor}"
     if not _same_container(process):
-        return Finding(what, whose, "kept, its pids are those of another container")
+        yield Finding(what, whose, "kept, its pids are those of another container")
+        return
     if not _is_dead(supervisor, process):
-        return Finding(what, whose, "kept, its supervisor may live")
+        if not _is_supervisor(supervisor):  # else a pool with another runtime folder
+            yield Finding(what, whose, "kept, a process with that pid lives")
+        return
     if dry_run:
-        return Finding(what, whose, "would be killed")
-    left = kill_until_gone(lambda: [p for p in (process,) if _runs(p)], PATIENCE)
+        yield Finding(what, whose, "would be killed")
+        return
+    left = kill_until_gone(lambda: filter(_runs, [process]), PATIENCE)
     if not any(bearers(lambda other: other == mark)):
         remove(leftovers(lambda other: other == mark, [scratch_of(mark, os.environ)]))
-    return Finding(what, whose, "cannot be killed" if left else "killed")
+    yield Finding(what, whose, "cannot be killed" if left else "killed")
 
 
 def _is_dead(supervisor: int, process: psutil.Process) -> bool:
@@ -144,6 +148,12 @@ def _is_dead(supervisor: int, process: psutil.Process) -> bool:
         if _runs(psutil.Process(supervisor)):
             return started_at(supervisor) > started_at(process.pid)
     return True
+
+
+def _is_supervisor(pid: int) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return "vllmport.pool.supervisor" in psutil.Process(pid).cmdline()
+    return False
 
 
 def _same_container(process: psutil.Process) -> bool:
