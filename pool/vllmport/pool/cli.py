@@ -27,7 +27,7 @@ from vllmport.bridge.errors import (
 )
 from vllmport.pool.client.llm import LLM, Stream
 from vllmport.pool.client.pool import Pool, announce_demonstration
-from vllmport.pool.endpoint import default_endpoint
+from vllmport.pool.endpoint import default_endpoint, runtime_dir
 
 EXIT_STATUS: dict[type[VllmportError], int] = {
     ConnectFailed: 3,
@@ -219,6 +219,24 @@ def doctor(config: Path | None, endpoint: str | None, as_json: bool) -> None:  #
         click.echo(json.dumps([asdict(finding) for finding in found], indent=2))
     if any(finding.level == "fail" for finding in found):
         sys.exit(1)
+
+
+@cli.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--json", "as_json", is_flag=True, help="Print a list of what was found.")
+def reap(dry_run: bool, as_json: bool) -> None:  # noqa: FBT001
+    """End what killed pools left. A pool that lives is never touched, nor what may belong to one.
+
+    Every pool does so when it starts; this is for a machine where none is going to.
+    """
+    from vllmport.pool.reap import reap as run
+
+    found = run(runtime_dir(), dry_run=dry_run)
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in found], indent=2))
+    else:
+        for finding in found:
+            click.echo(finding)
 
 
 @contextmanager

@@ -3,11 +3,13 @@
 Knows paths and locks; knows nothing of what listens there.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -105,6 +107,22 @@ def lock_endpoint(path: Path, patience: float) -> int:
             raise EndpointTaken(f"a pool is running at ipc://{path} already")
         os.close(fd)
         time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def abandoned(path: Path) -> Iterator[list[Path]]:
+    """Give a socket and the lock beside it, if nobody holds that, and keep others off meanwhile."""
+    lock = Path(f"{path}.lock")
+    try:
+        fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:  # it is made before the socket, and removed after it
+        yield []
+        return
+    try:
+        is_free = _try_lock(fd) and _is_still(fd, lock)
+        yield [file for file in (path, lock) if is_free and file.exists()]
+    finally:
+        os.close(fd)
 
 
 def _try_lock(fd: int) -> bool:

@@ -8,7 +8,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import psutil
@@ -17,7 +17,7 @@ PR_SET_PDEATHSIG: Final = 1
 PR_SET_CHILD_SUBREAPER: Final = 36
 
 WORKER_TAG: Final = "VLLMPORT_WORKER_TAG"
-"""Environment variable that marks a worker and everything it starts: the nonce of the worker."""
+"""Environment variable that marks a worker and everything it starts; see `marks.py`."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -45,6 +45,16 @@ def die_with_parent(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def started_at(pid: int) -> int:
+    """Return when a process started, in clock ticks since boot: no change of the clock moves it.
+
+    Raises:
+        FileNotFoundError, ProcessLookupError: It is gone.
+    """
+    with open(f"/proc/{pid}/stat", "rb") as stat:  # field 22 of proc_pid_stat(5)
+        return int(stat.read().rpartition(b") ")[2].split()[19])
+
+
 def kill_group(pgid: int, signum: int = signal.SIGKILL) -> bool:
     """Signal a process group; return whether anything is left in it to signal."""
     try:
@@ -61,26 +71,26 @@ def descendants() -> list[psutil.Process]:
     return []
 
 
-def strays(tag: str) -> Iterator[psutil.Process]:
-    """Yield the descendants that carry this tag, wherever they moved."""
-    for process in descendants():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get(WORKER_TAG) == tag:
-                yield process
-
-
-def kill_descendants(timeout: float) -> list[psutil.Process]:
-    """Kill everything below this process, what it starts meanwhile too; return what is left."""
+def kill_until_gone(
+    find: Callable[[], Iterable[psutil.Process]], timeout: float
+) -> list[psutil.Process]:
+    """Kill what is found, until nothing is; return what is left when the time is over."""
     end = time.monotonic() + timeout
     while True:
-        left = descendants()
+        left = list(find())
         for process in left:
             with contextlib.suppress(psutil.Error):
-                process.kill()
-        reap_all()
+                process.kill()  # psutil looks first whether it is the one that was found
         if not left or time.monotonic() > end:
             return left
         time.sleep(0.005)
+
+
+def describe(process: psutil.Process) -> str:
+    """Name a process and its state, for one who wonders why it is still there."""
+    with contextlib.suppress(psutil.Error):
+        return f"pid {process.pid} {process.name()} ({process.status()})"
+    return f"pid {process.pid}"
 
 
 def reap_all() -> None:

@@ -101,7 +101,15 @@ class OwnedSupervisor:
         except subprocess.TimeoutExpired:
             self._process.kill()  # the spawner cleans up after it
             self._process.wait()
+        self._sweep()
         _remove(self._run_dir)
+
+    def _sweep(self) -> None:
+        """Where nobody could clean up, do it: supervisor and spawner were killed as well."""
+        if Path(f"{self._run_dir}.ledger").exists():
+            from vllmport.pool.reap import sweep
+
+            sweep(self._run_dir.parent)
 
     def drop_lifeline(self) -> None:
         """Close this process's end of the pipe; in a forked child, that is all."""

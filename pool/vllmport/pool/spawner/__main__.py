@@ -1,40 +1,56 @@
 """The spawner: forks workers, reaps them, and takes everything with it when the supervisor goes.
 
-Started by the supervisor as `python -m vllmport.pool.spawner FD PATH…` with one end of a
+Started by the supervisor as `python -m vllmport.pool.spawner FD RUN LEDGER PATH…` with one end of a
 SOCK_SEQPACKET pair; the protocol on it is in `protocol.py`. At end of file, however it came about,
-every group and every descendant is killed, the PATHs of this run are removed, and it exits.
+every group, every descendant and all that carries a mark of the RUN is killed, the PATHs are
+removed, and it exits. The LEDGER goes only when nothing is left.
 """
 
 import contextlib
 import os
+import select
 import selectors
-import shutil
 import signal
 import socket
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
+from vllmport.pool.leftovers import leftovers, remove
+from vllmport.pool.marks import bearers, kill_run, run_of
 from vllmport.pool.processes import (
     become_subreaper,
     descendants,
+    describe,
     describe_exit,
-    kill_descendants,
     kill_group,
-    strays,
 )
 from vllmport.pool.spawner import protocol
 from vllmport.pool.spawner.launch import launch
 
 CLEAR_POLL = 0.02
-CLEANUP_TIMEOUT = 10.0
+PATIENCE = 5.0
+"""Seconds after which what was killed and is still there counts as unkillable."""
+
+UNKILLABLE_POLL = 1.0
 
 
 @dataclass(slots=True)
 class _Child:
     worker: str
-    tag: str
+    mark: int
+    scratch: Path
+    died: float = 0.0
+    next_look: float = 0.0
+    given_up: bool = False
+
+    def owns(self, mark: int) -> bool:
+        """Tell whether what carries this mark came from this worker."""
+        return mark == self.mark
 
 
 class Spawner:
@@ -54,7 +70,7 @@ class Spawner:
             selector.register(self._control, selectors.EVENT_READ)
             selector.register(_child_signals(), selectors.EVENT_READ)
             while True:
-                ready = selector.select(CLEAR_POLL if self._dying else None)
+                ready = selector.select(self._next_look())
                 for key, _ in ready:
                     if key.fileobj is self._control:
                         if not self._receive():
@@ -75,22 +91,25 @@ class Spawner:
         match request:
             case protocol.SpawnRequest():
                 self._spawn(request, fds[0])
-            case protocol.KillRequest(worker, signum):
+            case protocol.KillRequest(worker, signum, scope):
                 for pid, child in self._running.items():
                     if child.worker == worker:
-                        kill_group(pid, signum)
+                        _signal(pid, child, signum, scope)
         for fd in fds:
             os.close(fd)
         return True
 
     def _spawn(self, request: protocol.SpawnRequest, stderr: int) -> None:
+        child = _Child(request.worker, request.mark, Path(request.scratch))
         try:
-            pid = launch(request.argv, request.env, stderr, self._lifeline)
+            child.scratch.mkdir(mode=0o700)
+            pid = launch(request, stderr, self._lifeline)
         except (OSError, ValueError) as exc:  # ValueError: a NUL in a name
+            remove(leftovers(child.owns, [child.scratch]))
             self._tell(protocol.Exited(request.worker, 0, f"could not be started: {exc}"))
-            self._tell(protocol.Cleared(request.worker, 0, 0))
+            self._tell(protocol.Cleared(request.worker, 0, 0, []))
             return
-        self._running[pid] = _Child(request.worker, request.tag)
+        self._running[pid] = child
         self._tell(protocol.Spawned(request.worker, pid, psutil.Process(pid).create_time()))
 
     def _reap(self) -> None:
@@ -105,6 +124,7 @@ class Spawner:
             child = self._running.pop(info.si_pid, None)
             if child is not None:
                 kill_group(info.si_pid)
+                child.died = time.monotonic()
                 self._dying[info.si_pid] = child
                 cause = describe_exit(info.si_code, info.si_status)
                 self._tell(protocol.Exited(child.worker, info.si_pid, cause))
@@ -112,18 +132,76 @@ class Spawner:
 
     def _confirm(self) -> None:
         """Say so when nothing is left of a dead worker; kill what shows up meanwhile."""
+        now = time.monotonic()
         for pgid, child in list(self._dying.items()):
-            left = list(strays(child.tag))
+            if child.next_look > now:
+                continue
+            left = list(bearers(child.owns))
             for process in left:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
-            if not left and not kill_group(pgid, 0):
-                del self._dying[pgid]
-                self._tell(protocol.Cleared(child.worker, pgid, len(descendants())))
+            if left or kill_group(pgid, 0):
+                self._wait_for(pgid, child, left, now)
+                continue
+            remove(leftovers(child.owns, [child.scratch]))
+            del self._dying[pgid]
+            if not child.given_up:
+                self._clear(pgid, child, [])
+
+    def _wait_for(self, pgid: int, child: _Child, left: list[psutil.Process], now: float) -> None:
+        """Look again soon; tell the supervisor to wait no longer when it has been too long."""
+        if not child.given_up and now - child.died > PATIENCE:
+            child.given_up = True
+            self._clear(pgid, child, left)
+        child.next_look = now + (UNKILLABLE_POLL if child.given_up else CLEAR_POLL)
+
+    def _clear(self, pgid: int, child: _Child, left: list[psutil.Process]) -> None:
+        unkillable = [describe(process) for process in left]
+        self._tell(protocol.Cleared(child.worker, pgid, len(descendants()), unkillable))
+
+    def _next_look(self) -> float | None:
+        """Return how long nothing has to be done."""
+        due = min((child.next_look for child in self._dying.values()), default=None)
+        return None if due is None else max(due - time.monotonic(), 0.0)
+
+    def clean_up(self, run: int, ledger: str, paths: Sequence[str]) -> int:
+        """Leave nothing of the run; return the exit status, which is 1 if something is left."""
+
+        def is_ours(mark: int) -> bool:
+            return run_of(mark) == run
+
+        left = kill_run(run, PATIENCE)
+        children = [*self._running.values(), *self._dying.values()]
+        remove(leftovers(is_ours, [child.scratch for child in children]))
+        remove(map(Path, paths))
+        if self._supervisor_is_gone():  # else it removes the lock itself, as its last act
+            remove(Path(f"{path}.lock") for path in paths)
+        if not left:
+            remove([Path(ledger)])
+        return 1 if left else 0
+
+    def _supervisor_is_gone(self) -> bool:
+        """Tell whether the socket was closed, or only shut down for sending."""
+        poller = select.poll()
+        poller.register(self._control, 0)
+        return bool(poller.poll(0))
 
     def _tell(self, event: protocol.Event) -> None:
         with contextlib.suppress(ConnectionError):  # end of file is seen by the next receive
             protocol.send(self._control, event)
+
+
+def _signal(leader: int, child: _Child, signum: int, scope: protocol.Scope) -> None:
+    """Signal a worker that was not waited for yet: its number is still its own."""
+    if scope == "leader":
+        os.kill(leader, signum)
+        return
+    kill_group(leader, signum)
+    if scope == "all":
+        for process in bearers(child.owns):
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                if os.getpgid(process.pid) != leader:  # the others have it
+                    process.send_signal(signum)
 
 
 def _child_signals() -> int:
@@ -139,17 +217,13 @@ def main(argv: list[str]) -> int:
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)  # only the supervisor, or its end, ends this process
     become_subreaper()
-    control = socket.socket(fileno=int(argv[0]))
-    control.set_inheritable(False)
-    Spawner(control).run()
-    left = kill_descendants(CLEANUP_TIMEOUT)
-    for path in argv[1:]:
-        if os.path.isdir(path):
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-    return 1 if left else 0
+    for name in os.listdir("/proc/self/fd"):  # locks among them: no worker must hold those
+        with contextlib.suppress(OSError):
+            os.set_inheritable(int(name), int(name) <= 2)
+    control, run, ledger, *paths = argv
+    spawner = Spawner(socket.socket(fileno=int(control)))
+    spawner.run()
+    return spawner.clean_up(int(run), ledger, paths)
 
 
 if __name__ == "__main__":

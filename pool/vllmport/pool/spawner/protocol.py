@@ -7,7 +7,10 @@ import json
 import os
 import socket
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Final, Literal
+
+Scope = Literal["leader", "group", "all"]
+"""Whom a signal reaches: the worker itself, its process group, or all that carries its mark."""
 
 MAX_PACKET: Final = 1 << 20
 """Bytes in one packet; an environment is most of it."""
@@ -15,20 +18,25 @@ MAX_PACKET: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class SpawnRequest:
-    """Start a worker. One descriptor travels along: the write end of its stderr."""
+    """Start a worker. One descriptor travels along: the write end of its stderr.
+
+    `mark` is what it carries (`marks.py`), `scratch` a folder that is made and removed with it.
+    """
 
     worker: str
-    tag: str
+    mark: int
+    scratch: str
     argv: list[str]
     env: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class KillRequest:
-    """Send a worker's whole group a signal."""
+    """Send a worker, or more than that, a signal."""
 
     worker: str
     signum: int
+    scope: Scope = "group"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +59,16 @@ class Exited:
 
 @dataclass(frozen=True, slots=True)
 class Cleared:
-    """Nothing is left of the worker's group, nor of what carries its tag."""
+    """Nothing is left of the worker's group, nor of what carries its mark.
+
+    But for what cannot be killed: that is waited for no longer, and named in `unkillable`. The
+    spawner goes on trying.
+    """
 
     worker: str
     pid: int
     descendants: int
+    unkillable: list[str]
 
 
 Event = Spawned | Exited | Cleared

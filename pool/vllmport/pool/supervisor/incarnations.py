@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from vllmport.bridge.board import SIZE, Board, OnRecord
+from vllmport.pool.ledger import Ledger
 from vllmport.pool.plan import Plan
 from vllmport.pool.spawner import protocol
 from vllmport.pool.supervisor.descriptors import Descriptors
@@ -34,8 +35,11 @@ class Listener(Protocol):
     def on_exited(self, worker: str, cause: str) -> None:
         """It has ended; what it started is being killed."""
 
+    def on_unkillable(self, worker: str, pid: int, left: list[str]) -> None:
+        """Something of it cannot be killed, and is waited for no longer."""
+
     def on_cleared(self, worker: str, stderr: list[str]) -> None:
-        """Nothing is left of it."""
+        """Nothing is left of it that can be killed."""
 
     def on_spawner_lost(self, pid: int) -> None:
         """The spawner died; a new one runs."""
@@ -83,6 +87,7 @@ class Incarnations:
         self._by_worker: dict[str, _Incarnation] = {}
         self._folder = Path(plan.run_dir) / FOLDER
         self._folder.mkdir(mode=0o700, exist_ok=True)
+        self._ledger = Ledger(plan.run_dir, plan.endpoint, plan.owner_pid)
         self._spawner = self._start_spawner()
 
     @property
@@ -116,12 +121,12 @@ class Incarnations:
         self._by_worker[worker] = incarnation
         return incarnation.nonce
 
-    def kill(self, worker: str, signum: int, scope: str) -> int:
+    def kill(self, worker: str, signum: int, scope: protocol.Scope) -> int:
         """Have a signal sent; return the pid of the worker's leader, 0 if it has ended."""
         incarnation = self._by_worker.get(worker)
         if incarnation is None or incarnation.exited:
             return 0
-        self._spawner.kill(incarnation.nonce, signum)
+        self._spawner.kill(incarnation.nonce, signum, scope)
         return incarnation.pid
 
     def pid(self, worker: str) -> int:
@@ -149,7 +154,7 @@ class Incarnations:
 
     def _start_spawner(self) -> SpawnerLink:
         paths = [self._plan.run_dir, self._plan.socket_path]
-        link = SpawnerLink(paths, [self._lock_fd])
+        link = SpawnerLink(paths, [self._lock_fd], self._ledger)
         self._descriptors.watch(link.fileno(), self._on_spawner)
         return link
 
@@ -161,7 +166,10 @@ class Incarnations:
                 self._listener.on_spawned(incarnation.worker, pid)
             case protocol.Exited(nonce, _, cause):
                 self._on_exited(nonce, cause)
-            case protocol.Cleared(nonce):
+            case protocol.Cleared(nonce, _, _, unkillable):
+                if unkillable:
+                    incarnation = self._by_nonce[nonce]
+                    self._listener.on_unkillable(incarnation.worker, incarnation.pid, unkillable)
                 self._on_cleared(nonce)
             case None:
                 self._on_spawner_death()

@@ -193,6 +193,10 @@ class Supervisor:
         )
         self._control.worker_gone(worker)
 
+    def on_unkillable(self, worker: str, pid: int, left: list[str]) -> None:
+        """Report what the spawner cannot kill; it goes on trying."""
+        self._events.add("worker.unkillable", worker=worker, pid=pid, left=", ".join(left))
+
     def on_cleared(self, worker: str, stderr: list[str]) -> None:
         """Let its place be filled again."""
         now = time.monotonic()

@@ -10,13 +10,17 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-from vllmport.pool.processes import WORKER_TAG, kill_descendants
+from vllmport.pool.ledger import Ledger
+from vllmport.pool.leftovers import leftovers, remove, with_scratch
+from vllmport.pool.marks import kill_run, run_of
+from vllmport.pool.processes import WORKER_TAG, describe
 from vllmport.pool.spawner import protocol
 from vllmport.pool.supervisor.stderr import WorkerStderr
 
 logger = logging.getLogger("vllmport.supervisor")
 
 STOP_TIMEOUT = 15.0
+KILL_TIMEOUT = 5.0
 
 
 class SpawnerLink:
@@ -25,18 +29,24 @@ class SpawnerLink:
     Args:
         paths: Files and folders that it removes when the supervisor is gone.
         keep_fds: Descriptors that it holds open until it has cleaned up, the endpoint's lock first.
+        ledger: Where every worker is written down before it is asked for.
     """
 
-    def __init__(self, paths: Sequence[str], keep_fds: Sequence[int]) -> None:
+    def __init__(self, paths: Sequence[str], keep_fds: Sequence[int], ledger: Ledger) -> None:
+        self._ledger = ledger
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control = ours
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "vllmport.pool.spawner", str(theirs.fileno()), *paths],
-                pass_fds=[theirs.fileno(), *keep_fds],
+                [
+                    *(sys.executable, "-m", "vllmport.pool.spawner"),
+                    *(str(theirs.fileno()), str(ledger.run), str(ledger.path), *paths),
+                ],
+                pass_fds=[theirs.fileno(), ledger.fileno(), *keep_fds],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
+        ledger.spawner(self._process.pid)
 
     def fileno(self) -> int:
         return self._control.fileno()
@@ -54,16 +64,22 @@ class SpawnerLink:
         Raises:
             OSError: The request cannot be sent.
         """
-        marked = {**env, "VLLMPORT_NONCE": nonce, WORKER_TAG: nonce, "SPT_NOENV": "1"}
-        request = protocol.SpawnRequest(nonce, nonce, argv, marked)
+        mark, scratch = self._ledger.intend(nonce, env)
+        marked = {
+            **with_scratch(env, scratch),
+            "VLLMPORT_NONCE": nonce,
+            WORKER_TAG: str(mark),
+            "SPT_NOENV": "1",
+        }
+        request = protocol.SpawnRequest(nonce, mark, str(scratch), argv, marked)
         try:
             self._send(request, (stderr.write_end,))
         finally:
             stderr.handed_over()
 
-    def kill(self, nonce: str, signum: int) -> None:
-        """Ask for a signal to a worker's whole group."""
-        self._send(protocol.KillRequest(nonce, signum))
+    def kill(self, nonce: str, signum: int, scope: protocol.Scope = "group") -> None:
+        """Ask for a signal to a worker, to its whole group, or to all that carries its mark."""
+        self._send(protocol.KillRequest(nonce, signum, scope))
 
     def receive(self) -> protocol.Event | None:
         """Take one event; None once the spawner is gone."""
@@ -72,15 +88,18 @@ class SpawnerLink:
         except ConnectionError:
             return None
         assert packet is None or isinstance(packet, protocol.Event), "a spawner sends events only"
+        if isinstance(packet, protocol.Spawned):
+            self._ledger.spawned(packet.worker, packet.pid)
         return packet
 
     def bury(self) -> None:
         """After its death: kill what it left, which fell to this process, and collect it."""
         self._control.close()
         self._process.wait()
-        left = kill_descendants(STOP_TIMEOUT)
+        left = kill_run(self._ledger.run, KILL_TIMEOUT)
         if left:
-            logger.error("cannot be killed: %s", ", ".join(f"pid={p.pid}" for p in left))
+            logger.error("cannot be killed: %s", ", ".join(map(describe, left)))
+        remove(leftovers(self._is_ours, self._ledger.scratches.values()))
 
     def stop(self) -> None:
         """Let it clean up everything and leave."""
@@ -91,6 +110,9 @@ class SpawnerLink:
             logger.error("the spawner cannot finish pid=%d", self.pid)
             self._process.kill()
         self.bury()
+
+    def _is_ours(self, mark: int) -> bool:
+        return run_of(mark) == self._ledger.run
 
     def _send(
         self, request: protocol.SpawnRequest | protocol.KillRequest, fds: tuple[int, ...] = ()
@@ -105,6 +127,8 @@ def worker_environment(base: Mapping[str, str], own: Mapping[str, str]) -> dict[
     """Merge a model's environment over the supervisor's."""
     env = {**base, **own}
     env.setdefault("PYTHONUNBUFFERED", "1")
+    if "VLLM_PLUGINS" in env:  # a list of those that vLLM may load
+        env["VLLM_PLUGINS"] += ",vllmport"
     return env
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from vllmport.worker.engine import Engine, Port
+from vllmport.worker.plugin import name_shared_memory
 
 
 def load_vllm(spec: Mapping[str, Any], port: Port) -> Engine:
@@ -48,6 +49,7 @@ def load_vllm(spec: Mapping[str, Any], port: Port) -> Engine:
 
 def import_vllm() -> None:
     """Import all that an engine needs, whatever its mode; it takes seconds, but only once."""
+    name_shared_memory()
     with _without_collections():
         for name in ("arguments", "async", "errors", "stepped"):
             importlib.import_module(f"vllmport.worker.engines.vllm_{name}")

@@ -1,0 +1,114 @@
+"""What vLLM's own processes leave when they are killed: no process, no shared memory, no socket."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from processes import (
+    all_gone,
+    at_most,
+    entries,
+    eventually,
+    family,
+    identify,
+    program,
+    read_line,
+    worker_pid,
+)
+from vllmport.pool import Pool
+from vllmport.pool.config import tiny_model_path
+from vllmport.pool.processes import WORKER_TAG
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(180)]
+
+UNBOUND = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+SHARED_MEMORY = Path("/dev/shm")
+
+FRONT = """
+import asyncio, psutil, sys, time
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.v1.engine.async_llm import AsyncLLM
+
+async def main():
+    engine = AsyncLLM.from_engine_args(
+        AsyncEngineArgs(
+            model=sys.argv[1], enforce_eager=True, max_model_len=512, kv_cache_memory_bytes=2**26
+        )
+    )
+    below = psutil.Process().children(recursive=True)
+    print("engine:", *(p.pid for p in below if p.name().startswith("VLLM::")), flush=True)
+    time.sleep(3600)
+
+asyncio.run(main())
+"""
+"""vLLM as anybody would run it: in a process of ours by its environment, with no group kill."""
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    with Pool() as pool:
+        yield pool
+
+
+def test_engine_processes_die_with_the_process_that_started_them() -> None:
+    """Left alone they live for good; the plugin that vLLM loads in each of them arms the kernel."""
+    env = {**UNBOUND, WORKER_TAG: "0", "SPT_NOENV": "1"}
+    with program(sys.executable, "-c", FRONT, str(tiny_model_path()), env=env) as front:
+        line = read_line(front)
+        while not line.startswith("engine:"):
+            line = read_line(front)
+        engine = identify(*map(int, line.split()[1:]))
+        assert {p.name() for p in engine} >= {"VLLM::EngineCore", "VLLM::Worker"}
+        front.kill()
+        with at_most(0.4):
+            eventually(lambda: all_gone(engine))
+
+
+def shared_memory_of(processes: list[psutil.Process], mark: str) -> set[str]:
+    """Return the names of what they have mapped, and of what carries the mark."""
+    mapped = {
+        region.path.removeprefix("/dev/shm/")
+        for process in processes
+        for region in process.memory_maps()
+        if region.path.startswith("/dev/shm/")
+    }
+    return {name for name in entries(SHARED_MEMORY) if name in mapped or mark in name}
+
+
+def test_killed_engine_leaves_no_process_no_shared_memory_and_no_socket(pool: Pool) -> None:
+    pool.llm("tiny", v1_multiprocessing="on", env=UNBOUND)
+    worker = psutil.Process(worker_pid(pool))
+    environ = worker.environ()
+    folder = Path(environ["TMPDIR"])
+    everybody = [worker, *worker.children(recursive=True)]
+    assert {process.name() for process in everybody} > {"VLLM::EngineCore", "VLLM::Worker"}
+    segments = shared_memory_of(everybody, environ[WORKER_TAG])
+    assert {name.partition("-")[0][:4] for name in segments} >= {"psm_", "sem."}
+    assert any(path.is_socket() for path in folder.iterdir())
+    worker.kill()
+    with at_most(2):
+        eventually(lambda: all_gone(everybody))
+        eventually(lambda: not entries(SHARED_MEMORY) & segments and not folder.exists())
+
+
+def test_guard_cleans_up_after_an_engine_on_two_devices(pool: Pool) -> None:
+    pool.llm("tiny", v1_multiprocessing="off", tensor_parallel_size=2, env=UNBOUND)
+    status = pool.status()
+    worker = psutil.Process(worker_pid(pool))
+    environ = worker.environ()
+    folder = Path(environ["TMPDIR"])
+    everybody = family(pool)
+    segments = shared_memory_of(everybody, environ[WORKER_TAG])
+    assert {name[:4] for name in segments} == {"psm_", "sem.", "vllm"}
+    pids = [status["supervisor"]["pid"], status["spawner"]["pid"], worker.pid]
+    for signum in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            os.kill(pid, signum)
+    with at_most(2):
+        eventually(lambda: all_gone(everybody))
+        eventually(lambda: not entries(SHARED_MEMORY) & segments and not folder.exists())

@@ -1,0 +1,143 @@
+"""What a run writes down, who may read it as over, and what a sweep makes of it."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from processes import SLACK
+from vllmport.pool.ledger import Entry, Ledger, ledgers, read_ledger
+from vllmport.pool.marks import run_of
+from vllmport.pool.processes import started_at
+from vllmport.pool.reap import sweep
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "run-a").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def ledger(folder: Path) -> Iterator[Ledger]:
+    ledger = Ledger(str(folder / "run-a"), f"ipc://{folder}/pool.sock", 0)
+    yield ledger
+    with suppress(OSError):
+        os.close(ledger.fileno())
+
+
+def entry_of(path: Path) -> Entry:
+    with read_ledger(path) as entry:
+        return entry
+
+
+def test_ledger_knows_a_worker_before_it_is_started(ledger: Ledger, folder: Path) -> None:
+    mark, scratch = ledger.intend("m/0", {"TMPDIR": str(folder)})
+    (path,) = ledgers(folder)
+    entry = entry_of(path)
+    assert entry.run == ledger.run == run_of(mark)
+    assert entry.scratches == [scratch]
+    assert scratch.name == f"vllmport-{mark}"
+    assert (entry.run_dir, entry.endpoint) == (str(folder / "run-a"), f"ipc://{folder}/pool.sock")
+    assert entry.workers == []
+    ledger.spawned("m/0", os.getpid())
+    assert entry_of(path).workers == [(os.getpid(), started_at(os.getpid()))]
+
+
+def test_marks_of_a_run_differ(ledger: Ledger) -> None:
+    assert len({ledger.intend("m/0", {})[0] for _ in range(50)}) == 50
+
+
+def test_run_lives_while_anybody_holds_its_ledger(ledger: Ledger) -> None:
+    copy = os.dup(ledger.fileno())  # as the spawner has
+    os.close(ledger.fileno())
+    assert entry_of(ledger.path).lives
+    os.close(copy)
+    assert not entry_of(ledger.path).lives
+
+
+def test_torn_last_line_does_no_harm(ledger: Ledger) -> None:
+    os.write(ledger.fileno(), b'{"worker": "m/0", "mar')
+    assert entry_of(ledger.path).run == ledger.run
+
+
+def test_pids_of_another_boot_are_nobody(ledger: Ledger) -> None:
+    ledger.spawned("m/0", os.getpid())
+    first, *rest = ledger.path.read_text().splitlines()
+    other = json.dumps({**json.loads(first), "boot": "another"})
+    ledger.path.write_text("\n".join([other, *rest]))
+    assert entry_of(ledger.path).workers == []
+
+
+def test_sweep_removes_what_a_dead_run_left(ledger: Ledger, folder: Path) -> None:
+    _, scratch = ledger.intend("m/0", {"TMPDIR": str(folder)})
+    scratch.mkdir()
+    (folder / "pool.sock").touch()
+    (folder / "pool.sock.lock").touch()
+    os.close(ledger.fileno())
+    would = sweep(folder, dry_run=True)
+    assert {finding.outcome for finding in would} == {"would be removed"}
+    found = sweep(folder)
+    left = {str(folder / name) for name in ("run-a", "pool.sock", "pool.sock.lock")}
+    assert {f.what for f in found} == {f.what for f in would} == {*left, str(scratch)}
+    assert list(folder.iterdir()) == []
+    assert sweep(folder) == []
+
+
+def test_sweep_does_not_touch_a_run_that_lives(ledger: Ledger, folder: Path) -> None:
+    before = set(folder.iterdir())
+    assert sweep(folder) == []
+    assert set(folder.iterdir()) == before
+
+
+def test_sweep_leaves_a_socket_that_another_pool_has_by_now(ledger: Ledger, folder: Path) -> None:
+    from vllmport.pool.endpoint import lock_endpoint
+
+    os.close(ledger.fileno())
+    fd = lock_endpoint(folder / "pool.sock", 0)
+    (folder / "pool.sock").touch()
+    try:
+        assert [finding.what for finding in sweep(folder)] == [str(folder / "run-a")]
+        assert (folder / "pool.sock").exists()
+    finally:
+        os.close(fd)
+
+
+def test_sweep_removes_no_folder_that_is_not_beside_the_ledger(folder: Path) -> None:
+    elsewhere = folder / "elsewhere"
+    (elsewhere / "run-b").mkdir(parents=True)
+    ledger = Ledger(str(elsewhere / "run-b"), f"ipc://{folder}/pool.sock", 0)
+    os.close(ledger.fileno())
+    shutil.move(ledger.path, folder / "moved.ledger")
+    assert sweep(folder) == []
+    assert (elsewhere / "run-b").exists()
+
+
+def test_sweep_of_recorded_workers_kills_no_process_that_took_the_number(
+    ledger: Ledger, folder: Path
+) -> None:
+    line = json.dumps({"worker": "m/0", "process": [os.getpid(), started_at(os.getpid()) - 1]})
+    os.write(ledger.fileno(), line.encode() + b"\n")
+    os.close(ledger.fileno())
+    sweep(folder)
+    assert psutil.Process().is_running()
+    assert ledgers(folder) == []
+
+
+def test_empty_or_foreign_ledger_is_removed_without_harm(folder: Path) -> None:
+    (folder / "x.ledger").write_text("")
+    (folder / "y.ledger").write_text('not json\n[]\n{"run": 5}\n{"run": "5", "boot": 1}\n')
+    assert sweep(folder) == []
+    assert ledgers(folder) == []
+
+
+def test_sweep_without_ledgers_costs_nothing(folder: Path) -> None:
+    start = time.perf_counter()
+    assert sweep(folder) == []
+    assert time.perf_counter() - start < 0.02 * SLACK

@@ -1,0 +1,47 @@
+"""What a worker's own vLLM processes do for their end: EngineCore, and the workers of each device.
+
+vLLM loads this in each of its processes (the entry point `vllm.general_plugins`). It does nothing
+unless our variable is in the environment, so vLLM started by anybody else is as it always was.
+
+- They have the kernel kill them when the thread that started them ends. vLLM starts all of them
+  from a main thread, which lives as long as its process.
+- The shared memory that Python names for them gets the mark into its name, so that it can be known
+  and removed when they could not do that themselves. There is no public way to choose those names.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import secrets
+import signal
+from multiprocessing import process, shared_memory
+from typing import Final
+
+WORKER_TAG: Final = "VLLMPORT_WORKER_TAG"
+"""Environment variable with the mark of the worker that this process belongs to."""
+
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def activate() -> None:
+    """Make this process end with its parent, if it belongs to a worker. vLLM calls this."""
+    parent = multiprocessing.parent_process()
+    if WORKER_TAG not in os.environ or parent is None:
+        return  # somebody else's, or the worker itself, whose parent is the spawner
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if not parent.is_alive():  # it went before we asked
+        os.kill(os.getpid(), signal.SIGKILL)
+    name_shared_memory()
+
+
+def name_shared_memory() -> None:
+    """Put the mark into the names of shared memory and semaphores from here on.
+
+    The latter is inherited by the processes that this one starts.
+    """
+    mark = os.environ.get(WORKER_TAG)
+    if mark is None:
+        return
+    shared_memory._make_filename = lambda: f"/psm_{mark}_{secrets.token_hex(4)}"  # type: ignore[attr-defined]  # noqa: SLF001
+    config: dict[str, object] = process.current_process()._config  # type: ignore[attr-defined]  # noqa: SLF001
+    config["semprefix"] = f"/mp-{mark}"
