@@ -272,7 +272,12 @@ def control() -> Control:
     events = EventLog(lambda: 0.0)
     fleet = Fleet(Policy(), events, lambda: "nonce")
     standby = {"id": "standby/0", "pid": 1, "waiting": True}
-    identity: dict[str, Any] = {"supervisor": {}, "spawner": {}, "standbys": [standby]}
+    identity: dict[str, Any] = {
+        "supervisor": {},
+        "spawner": {},
+        "standbys": [standby],
+        "starts": {},
+    }
     dispatcher = Dispatcher(1, 1, events)
     control = Control(fleet, dispatcher, events, {}, lambda: identity, lambda _: None)
     fleet.load(ModelSpec("m", "echo"), 0.0)

@@ -178,7 +178,7 @@ def test_events_tell_the_life_of_a_worker() -> None:
         eventually(lambda: worker_of(pool)["state"] == "READY")
         seen = [name for name in names(pool) if name.startswith("worker.")]
         life = ["worker.spawned", "worker.registered", "worker.ready"]
-        assert seen == [*life, "worker.exited", "worker.restarting", *life]
+        assert seen == [*life, "worker.exited", "worker.cleared", "worker.restarting", *life]
 
 
 def test_a_watcher_gets_what_happens_from_then_on() -> None:

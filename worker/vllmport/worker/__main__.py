@@ -70,6 +70,7 @@ def _serve(socket: "zmq.Socket[bytes]", nonce: str) -> int:
     if loaded is None:
         return 0
     worker, spec = loaded
+    os.environ.update(spec["env"])
     port = SocketPort(socket, worker, _map_board(spec["board"]))
     try:
         engine = _load(spec, port)

@@ -8,7 +8,7 @@ from typing import Any
 import zmq
 
 from vllmport.bridge import limits
-from vllmport.bridge.codec import Bytes, pack, unpack
+from vllmport.bridge.codec import Bytes, unpack
 from vllmport.bridge.errors import ProtocolError, StartupFailed
 from vllmport.bridge.messages import (
     PREPARED,
@@ -16,7 +16,6 @@ from vllmport.bridge.messages import (
     End,
     Error,
     Items,
-    Load,
     Message,
     Pong,
     Progress,
@@ -28,10 +27,9 @@ from vllmport.bridge.messages import (
     error_from,
 )
 from vllmport.bridge.states import WorkerState
-from vllmport.pool.plan import ModelSpec
+from vllmport.pool.supervisor.crew import Crew
 from vllmport.pool.supervisor.deciders import Deciders
 from vllmport.pool.supervisor.front import BATCH
-from vllmport.pool.supervisor.incarnations import Incarnations
 from vllmport.pool.supervisor.workers import Workers
 
 logger = logging.getLogger("vllmport.supervisor")
@@ -42,29 +40,26 @@ class Back:
 
     Args:
         workers: Their socket.
-        incarnations: Their processes.
+        crew: Their processes.
         product: The version of this supervisor.
-        on_ready: Called with each worker that becomes READY.
         act: Called after each message, to do what was decided.
     """
 
     def __init__(
         self,
         workers: Workers,
-        incarnations: Incarnations,
+        crew: Crew,
         deciders: Deciders,
         product: str,
-        on_ready: Callable[[str, float], None],
         act: Callable[[float], None],
     ) -> None:
         self._workers = workers
-        self._incarnations = incarnations
+        self._crew = crew
         dispatcher = self._dispatcher = deciders.dispatcher
         control = self._control = deciders.control
         self._fleet = deciders.fleet
         self._standbys = deciders.standbys
         self._product = product
-        self._tell_ready = on_ready
         self._act = act
         self._handlers: dict[type[Message], Callable[[str, Any, list[Bytes], float], None]] = {
             Items: lambda w, m, frames, _: dispatcher.items(w, m, frames),
@@ -99,11 +94,6 @@ class Back:
                 logger.exception("worker=%s message lost", worker)
             self._act(now)
 
-    def load(self, worker: str) -> None:
-        """Tell a worker what to be."""
-        spec = self._fleet.models[self._fleet.workers[worker].model].spec
-        self._send_spec(worker, spec)
-
     # Inside.
 
     def _on_register(self, identity: bytes, message: Register, now: float) -> None:
@@ -122,18 +112,13 @@ class Back:
         if problem is not None:
             self._workers.send_to(identity, encode(Bye(problem.message)))
         elif standby is None:
-            self.load(worker)
+            self._crew.load(worker)
         else:
-            self._send_spec(standby, self._standbys.spec_of(standby), prepare=True)
+            self._crew.prepare(standby)
 
     def _expected(self, nonce: str) -> str | None:
         found = (w for w in self._fleet.workers.values() if w.nonce == nonce)
         return next((w.id for w in found if w.state is WorkerState.STARTING), None)
-
-    def _send_spec(self, worker: str, spec: ModelSpec, *, prepare: bool = False) -> None:
-        board = self._incarnations.board_path(worker)
-        payload = {**spec.for_worker(), "board": board, "prepare": prepare}
-        self._workers.send(worker, encode(Load(worker), pack(payload)))
 
     def _skew(self, message: Register) -> StartupFailed | None:
         ours = (limits.PROTOCOL_VERSION, self._product)
@@ -156,7 +141,7 @@ class Back:
 
     def _on_ready(self, worker: str, message: Ready, frames: list[Bytes], now: float) -> None:
         self._fleet.ready(worker, message.capacity, message.mode, unpack(frames[1]), now)
-        self._tell_ready(worker, now)
+        self._crew.ready(worker, now)
 
     def _on_error(self, worker: str, message: Error, frames: list[Bytes], now: float) -> None:
         if message.id:

@@ -80,6 +80,6 @@ class Checkups:
             self._fleet.recycle(worker.id, why, now)
 
 
-def has_room(worker: Worker) -> bool:
+def has_memory(worker: Worker) -> bool:
     """Tell whether a second worker of this kind fits into memory beside this one."""
     return free_memory() > ROOM * memory(members(worker.pid))

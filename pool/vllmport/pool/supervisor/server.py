@@ -17,25 +17,23 @@ import zmq
 
 from vllmport.bridge import limits
 from vllmport.bridge.errors import PoolClosed
-from vllmport.bridge.messages import Bye, Ping, Welcome, encode
-from vllmport.bridge.states import WorkerState
+from vllmport.bridge.messages import Bye, Welcome, encode
 from vllmport.bridge.timeouts import milliseconds
 from vllmport.pool.plan import Plan
 from vllmport.pool.processes import become_subreaper
 from vllmport.pool.supervisor import actions as do
 from vllmport.pool.supervisor.back import Back
-from vllmport.pool.supervisor.checkups import Checkups, has_room
 from vllmport.pool.supervisor.clients import Clients
 from vllmport.pool.supervisor.control import Control
+from vllmport.pool.supervisor.crew import Crew
 from vllmport.pool.supervisor.deciders import Deciders
 from vllmport.pool.supervisor.descriptors import Descriptors
 from vllmport.pool.supervisor.dispatch import Dispatcher, ToClient, ToWorker
 from vllmport.pool.supervisor.events import EventLog
 from vllmport.pool.supervisor.fleet import Fleet
 from vllmport.pool.supervisor.front import Front
-from vllmport.pool.supervisor.incarnations import Incarnations
+from vllmport.pool.supervisor.places import Worker
 from vllmport.pool.supervisor.standby import Standbys
-from vllmport.pool.supervisor.vitals import free_memory
 from vllmport.pool.supervisor.workers import Workers
 
 logger = logging.getLogger("vllmport.supervisor")
@@ -68,7 +66,7 @@ class Supervisor:
         self._events = EventLog(time.time)
         self._dispatcher = Dispatcher(policy.max_queue, policy.max_queue_bytes, self._events)
         self._standbys = Standbys(policy, self._events, _new_nonce)
-        self._fleet = Fleet(policy, self._events, _new_nonce, self._standbys.take, has_room)
+        self._fleet = Fleet(policy, self._events, _new_nonce, self._standbys.take, self._has_room)
         self._control = Control(
             self._fleet,
             self._dispatcher,
@@ -81,22 +79,14 @@ class Supervisor:
             self._events, self._dispatcher, self._fleet, self._standbys, self._control
         )
         self._descriptors = Descriptors()
-        self._incarnations = Incarnations(
-            plan, self._workers.endpoint, lock_fd, self._descriptors, self, self._act_now
-        )
-        self._exits: dict[str, str] = {}  # worker → how it ended, until nothing is left of it
-        self._checkups = Checkups(policy, deciders, self._incarnations)
+        self._crew = Crew(plan, lock_fd, self._workers, deciders, self._descriptors, self._act_now)
         self._front = Front(self._clients, deciders, self._welcome, self._act)
-        product = self._welcome.product
-        self._back = Back(
-            self._workers, self._incarnations, deciders, product, self._on_ready, self._act
-        )
+        self._back = Back(self._workers, self._crew, deciders, self._welcome.product, self._act)
         self._timed = (
             (self._dispatcher.next_deadline, self._dispatcher.expire),
             (self._control.next_deadline, self._control.expire),
             (self._fleet.next_deadline, self._fleet.tick),
-            (self._standbys.next_deadline, lambda now: self._standbys.tick(now, free_memory())),
-            (self._checkups.next_deadline, self._check_up),
+            *self._crew.timed,
             (lambda: self._deadline, self._on_deadline),
         )
         self._watch_owner(lifeline_fd)
@@ -149,10 +139,6 @@ class Supervisor:
                 self._front.drop(client, "it does not read")
         self._act(now)
 
-    def _check_up(self, now: float) -> None:
-        for worker in self._checkups.run(now):
-            self._workers.send(worker, encode(Ping(0)))
-
     def _on_deadline(self, now: float) -> None:
         """Kill what has not stopped within the time it had."""
         self._deadline = math.inf
@@ -161,57 +147,7 @@ class Supervisor:
     def _finished(self) -> bool:
         return self._stopping and not self._fleet.workers
 
-    # Processes, as `Incarnations` reports them.
-
-    def on_spawned(self, worker: str, pid: int) -> None:
-        """Take note of a process that exists."""
-        if worker in self._standbys:
-            self._standbys.spawned(worker, pid, time.monotonic())
-        else:
-            self._fleet.spawned(worker, pid)
-
-    def on_exited(self, worker: str, cause: str) -> None:
-        """Fail its calls at once; it is started again only when its group is gone as well."""
-        self._workers.forget(worker)
-        if worker in self._standbys:
-            return
-        record = self._fleet.workers[worker]
-        cause = self._fleet.exit_cause(worker, cause)
-        self._exits[worker] = cause
-        self._checkups.forget(worker)
-        expected = record.state is WorkerState.DRAINING
-        self._events.add(
-            "worker.exited",
-            worker=worker,
-            pid=record.pid,
-            cause=cause,
-            expected=expected,
-            in_flight=self._dispatcher.in_flight(worker),
-        )
-        self._dispatcher.worker_gone(
-            worker, cause, self._incarnations.calls(worker), time.monotonic(), expected=expected
-        )
-        self._control.worker_gone(worker)
-
-    def on_unkillable(self, worker: str, pid: int, left: list[str]) -> None:
-        """Report what the spawner cannot kill; it goes on trying."""
-        self._events.add("worker.unkillable", worker=worker, pid=pid, left=", ".join(left))
-
-    def on_cleared(self, worker: str, stderr: list[str]) -> None:
-        """Let its place be filled again."""
-        now = time.monotonic()
-        if worker in self._standbys:
-            self._standbys.exited(worker, "ended", now)
-        else:
-            self._fleet.exited(worker, self._exits.pop(worker), stderr, now)
-
-    def on_spawner_lost(self, pid: int) -> None:
-        """Take note; the workers that went with it are reported one by one."""
-        self._events.add("spawner.lost", pid=pid)
-
-    def _on_ready(self, worker: str, now: float) -> None:
-        self._checkups.watch(worker, now)
-        self._standbys.want(self._fleet.models.values(), now)
+    # Who may end the pool.
 
     def _watch_owner(self, lifeline_fd: int) -> None:
         """Stop when the owner ends: its pipe tells, or, where a child holds that, its pidfd."""
@@ -260,7 +196,7 @@ class Supervisor:
 
     def _leave(self) -> int:
         self._act(time.monotonic())
-        self._incarnations.stop()
+        self._crew.stop()
         self._clients.socket.disable_monitor()
         self._context.destroy(linger=200)
         logger.info("stopped pid=%d", os.getpid())
@@ -302,19 +238,19 @@ class Supervisor:
 
     def _do(self, action: do.Action, now: float) -> None:  # noqa: C901  # one flat table
         match action:
-            case do.Spawn(worker, nonce):
-                self._spawn(worker, nonce, now)
-            case do.Adopt(standby, worker):
-                self._adopt(standby, worker, now)
+            case do.Spawn():
+                self._crew.spawn(action, now)
+            case do.Adopt():
+                self._crew.adopt(action, now)
             case do.Serve(worker, model, capacity):
                 self._dispatcher.worker_ready(worker, model, capacity, now)
             case do.Drain(worker):
-                self._checkups.forget(worker)
+                self._crew.draining(worker)
                 self._dispatcher.worker_draining(worker)
             case do.SayBye(worker):
                 self._workers.send(worker, encode(Bye("stop")))
-            case do.Kill(worker, scope, gently):
-                self._kill(worker, scope, signal.SIGTERM if gently else signal.SIGKILL)
+            case do.Kill():
+                self._crew.kill(action, now)
             case do.Refuse(model, error):
                 error.details.setdefault("interpreter", self._plan.python)
                 self._dispatcher.refuse(model, error)
@@ -322,37 +258,14 @@ class Supervisor:
                 if error is not None:
                     error.details.setdefault("interpreter", self._plan.python)
                 self._control.settled(model, error, now)
-                self._standbys.want(self._fleet.models.values(), now)
+                self._crew.models_changed(now)
             case do.Removed(model):
                 self._dispatcher.remove_model(model, PoolClosed(f"model {model!r} was unloaded"))
                 self._control.removed(model)
-                self._standbys.want(self._fleet.models.values(), now)
+                self._crew.models_changed(now)
 
-    def _spawn(self, worker: str, nonce: str, now: float) -> None:
-        if worker in self._standbys:
-            spec = self._standbys.spec_of(worker)
-        else:
-            spec = self._fleet.models[self._fleet.workers[worker].model].spec
-            self._fleet.spawning(worker, now)
-        self._incarnations.spawn(worker, nonce, spec.env)
-
-    def _adopt(self, standby: str, worker: str, now: float) -> None:
-        """Make a standby a worker: it is registered already, and loads at once."""
-        nonce = self._incarnations.adopt(standby, worker)
-        self._workers.forget(standby)
-        self._workers.admit(nonce.encode(), worker)
-        pid = self._incarnations.pid(worker)
-        self._events.add("standby.adopted", worker=worker, pid=pid)
-        self._fleet.spawned(worker, pid)
-        self._fleet.registered(worker, now)
-        self._back.load(worker)
-
-    def _kill(self, worker: str, scope: do.Scope, signum: signal.Signals) -> None:
-        pid = self._incarnations.kill(worker, signum, scope)
-        if pid and worker not in self._standbys:
-            self._events.add(
-                "worker.signalled", worker=worker, pid=pid, signal=signum.name, scope=scope
-            )
+    def _has_room(self, worker: Worker) -> bool:
+        return self._crew.has_room(worker)
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -365,8 +278,9 @@ class Supervisor:
                 "stopping": self._stopping,
                 "clients": len(self._clients),
             },
-            "spawner": {"pid": self._incarnations.spawner_pid},
+            "spawner": {"pid": self._crew.spawner_pid},
             "standbys": self._standbys.describe(),
+            "starts": self._crew.describe(),
         }
 
 
