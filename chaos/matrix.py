@@ -53,6 +53,10 @@ class Matrix:
         """Run cells, and yield what each showed."""
         for cell in cells:
             yield self.run_one(cell)
+        self.close()
+
+    def close(self) -> None:
+        """End the pool that is still there."""
         if self._session is not None:
             self._session.close()
             self._session = None
@@ -72,9 +76,8 @@ class Matrix:
 
     def session_for(self, cell: Cell) -> Session:
         """Return the pool for a cell: the last one where that may be used again."""
-        if self._session is not None and self._engine != cell.engine:
-            self._session.close()
-            self._session = None
+        if self._engine != cell.engine:
+            self.close()
         if self._session is None:
             slow = cell.engine == "echo" and cell.moment == "import"
             env = {**self._env, "CHAOS_SLOW_IMPORT": str(SLOW_IMPORT) if slow else ""}
@@ -90,9 +93,7 @@ class Matrix:
 
     def _finish(self, result: Result) -> None:
         """Close the pool and look at what is left of it."""
-        if self._session is not None:
-            self._session.close()
-            self._session = None
+        self.close()
         known = {Process(survivor.pid, survivor.ticks) for survivor in result.survivors}
         for process in self.oracle.wait_others_gone(known, PATIENCE):
             result.survivors += self.oracle.describe([process])
