@@ -17,7 +17,7 @@ import click
 from rich.console import Console
 
 from chaos import report
-from chaos.cells import ENGINES, MOMENTS, QUICK, SIGNALS, VICTIMS, Cell, full, pairwise
+from chaos.cells import ENGINES, MOMENTS, QUICK, SIGNALS, USUAL, VICTIMS, Cell, full, pairwise
 from chaos.matrix import Matrix, own_folder
 from chaos.plain import kill_plain_vllm
 from chaos.soak import many_deaths, soak
@@ -60,7 +60,7 @@ def _everything() -> int:
     if importlib.util.find_spec("vllm") is None:
         console.print("vLLM is not installed: no cells with it")
     else:
-        red |= _stored("vllm", pairwise(full(VLLM, DEADLY)))
+        red |= _stored("vllm", pairwise(full(VLLM, DEADLY), USUAL))
         report.store("plain", {"programs": _plain()})
     report.write_document()
     return int(red)
@@ -99,7 +99,7 @@ def _choose(engines: Sequence[str], options: dict[str, Any]) -> list[Cell]:
         cells = [cell for cell in cells if cell[1:] in QUICK]
     vllm = [cell for cell in cells if cell.engine in VLLM]
     echo = [cell for cell in cells if cell.engine in ECHO]
-    return echo + (vllm if options["every"] else pairwise(vllm))
+    return echo + (vllm if options["every"] else pairwise(vllm, USUAL))
 
 
 def _cells(cells: Sequence[Cell], *, blunt: bool = False) -> list[dict[str, Any]]:

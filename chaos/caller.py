@@ -107,7 +107,8 @@ class Caller:
                 answer = _ask(self._handle(order, wait=True), order)
             except VllmportError as exc:
                 errors.append(exc.code if exc.retryable else f"{exc.code}, not to be retried")
-                self._handles.pop(order["name"], None)
+                if not exc.retryable:  # it may have been unloaded
+                    self._handles.pop(order["name"], None)
             else:
                 return {"answer": answer, "errors": sorted(set(errors))}
             if time.monotonic() > end:

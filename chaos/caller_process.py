@@ -1,4 +1,4 @@
-"""The harness's end of a caller: starts the program, gives it orders, hears what becomes of them."""
+"""The harness's end of a caller: starts the program, gives it orders, hears what comes of them."""
 
 import contextlib
 import json

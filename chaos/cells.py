@@ -3,7 +3,7 @@
 Pure. `full` and `pairwise` make lists of cells; `expectation` says what a cell has to show.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations, product
 from typing import Any, Final, NamedTuple
@@ -34,6 +34,7 @@ class Engine:
         tokens: Length of a stream that takes a second or two.
         patience: Seconds after which a load counts as failed.
         shared: Whether one pool serves several cells, because a start takes long.
+        spares: Whether the pool keeps a process at hand that may become a worker.
         importing: How `status` describes a worker that imports.
     """
 
@@ -44,6 +45,7 @@ class Engine:
     answer: str
     patience: float
     shared: bool = False
+    spares: bool = False
     importing: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -57,6 +59,7 @@ def _vllm(mode: str, tokens: int, **options: Any) -> Engine:
         answer=" Paris.",
         patience=120.0,
         shared=True,
+        spares=True,
         importing={"state": "LOADING", "stage": "importing"},
     )
 
@@ -127,19 +130,24 @@ def full(engines: Iterable[str], signals: Iterable[str]) -> list[Cell]:
     return [cell for cell in map(Cell._make, every) if makes_sense(cell)]
 
 
-def pairwise(cells: Iterable[Cell]) -> list[Cell]:
+def pairwise(cells: Iterable[Cell], first: Collection[tuple[str, str, str]] = ()) -> list[Cell]:
     """Choose cells so that every two values that meet in any of them meet in a chosen one.
+
+    Those that are named in `first`, without an engine, are chosen anyway.
 
     Greedy, and always the same choice: the cell with most pairs still to be seen; of equals the
     first, so the engine that is named first, which is the quickest to start.
     """
     left = {cell: set(_pairs(cell)) for cell in cells}
+    wanted = [cell for cell in left if cell[1:] in first]
     chosen = []
     while left:
-        best = max(left, key=lambda cell: len(left[cell]))
+        best = wanted.pop() if wanted else max(left, key=lambda cell: len(left[cell]))
         chosen.append(best)
         seen = left.pop(best)
-        left = {cell: rest for cell, pairs in left.items() if (rest := pairs - seen)}
+        left = {
+            cell: rest for cell, pairs in left.items() if (rest := pairs - seen) or cell in wanted
+        }
     return sorted(chosen, key=_order)
 
 
@@ -165,6 +173,9 @@ QUICK: Final = (
 )
 """A few cells of each kind, for every run of the tests."""
 
+USUAL: Final = tuple((name, "mid-stream", "KILL") for name in ("worker", *ENGINES_OF))
+"""What is killed most often; with every engine."""
+
 # What has to follow.
 
 DONE: Final = frozenset({"done"})
@@ -182,7 +193,8 @@ class Expectation(NamedTuple):
         doomed: Which processes go: "all" but the callers that live, "workers" with what they
             started, "spawner" for both, or only the "victim".
         service: Whether the next call is answered.
-        graceful: Whether open calls are let finish first, so that being clean takes as long.
+        graceful: Whether being clean takes longer: open calls are let finish first, or a hang has
+            to be seen.
     """
 
     running: frozenset[str]
@@ -217,8 +229,13 @@ EXPECTED: Final[tuple[tuple[tuple[str, ...], tuple[str, ...], Expectation], ...]
     ),
     (
         ("worker", "EngineCore", "TP worker"),
-        SIGNALS,
+        _ANY,
         Expectation(LOST, DONE, "workers", service=True),
+    ),
+    (
+        ("worker", "EngineCore", "TP worker"),
+        ("STOP",),
+        Expectation(LOST, DONE, "workers", service=True, graceful=True),
     ),
 )
 """Victims, signals, and what has to follow."""

@@ -20,6 +20,9 @@ SEAMS: Final = Path(__file__).resolve().parent / "seams"
 SLOW_IMPORT: Final = 0.4
 """Seconds an echo worker waits before it does anything, where it is to be met there."""
 
+STALL_TIMEOUT: Final = 4.0
+"""Seconds after which a hang is one, where something is made to hang."""
+
 
 class Matrix:
     """The pools that are struck.
@@ -47,7 +50,7 @@ class Matrix:
         }
         self._reuse = reuse
         self._session: Session | None = None
-        self._engine = ""
+        self._kind = ("", False)
 
     def run(self, cells: Iterable[Cell]) -> Iterator[Result]:
         """Run cells, and yield what each showed."""
@@ -76,12 +79,15 @@ class Matrix:
 
     def session_for(self, cell: Cell) -> Session:
         """Return the pool for a cell: the last one where that may be used again."""
-        if self._engine != cell.engine:
+        kind = (cell.engine, cell.signal == "STOP")
+        if self._kind != kind:
             self.close()
         if self._session is None:
             slow = cell.engine == "echo" and cell.moment == "import"
             env = {**self._env, "CHAOS_SLOW_IMPORT": str(SLOW_IMPORT) if slow else ""}
-            self._session, self._engine = Session(self.oracle, self._folder, env), cell.engine
+            policy = {"stall_timeout": STALL_TIMEOUT} if cell.signal == "STOP" else {}
+            self._session = Session(self.oracle, self._folder, env, policy)
+            self._kind = kind
         self._session.join_again()
         return self._session
 

@@ -20,6 +20,10 @@ SHM: Final = Path("/dev/shm")  # noqa: S108  # looked at, never written to
 LOOK: Final = 0.005
 """Seconds between two looks at /proc."""
 
+QUIET_LOOK: Final = 0.5
+QUIET_TICKS: Final = 5
+"""Seconds of a look, and clock ticks of CPU time in it, below which nothing is under way."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Process:
@@ -31,13 +35,14 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What /proc/PID/stat says of a process."""
+    """What /proc/PID/stat says of a process; `ticks` is the CPU time it used."""
 
     process: Process
     parent: int
     session: int
     state: str
     name: str
+    ticks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +130,20 @@ class Oracle:
         """Wait until nothing but these runs below this process; return what else does."""
         _until(lambda: self.living() <= set(known), patience)
         return self.living() - set(known)
+
+    def wait_quiet(self, patience: float) -> None:
+        """Wait until what runs below this process does next to nothing."""
+        end = time.monotonic() + patience
+        before = self._ticks()
+        while time.monotonic() < end:
+            time.sleep(QUIET_LOOK)
+            now = self._ticks()
+            if now - before < QUIET_TICKS:
+                return
+            before = now
+
+    def _ticks(self) -> int:
+        return sum(line.ticks for line in self.below().values())
 
     def describe(
         self, processes: Iterable[Process], sessions: Collection[int] = ()
@@ -222,8 +241,9 @@ def _line(pid: int) -> Line | None:
     head, _, tail = text.rpartition(")")
     fields = tail.split()
     name = head.partition("(")[2]
+    ticks = int(fields[11]) + int(fields[12])
     return Line(
-        Process(pid, int(fields[19])), int(fields[1]), int(fields[3]), fields[0], name
+        Process(pid, int(fields[19])), int(fields[1]), int(fields[3]), fields[0], name, ticks
     )
 
 

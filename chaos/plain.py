@@ -43,9 +43,7 @@ def kill_plain_vllm(oracle: Oracle, folder: Path) -> Iterator[dict[str, Any]]:
     model = str(files("vllmport.pool") / "models" / "tiny")
     script, ready = folder / "in_process.py", folder / "ready"
     script.write_text(IN_PROCESS)
-    yield _kill(
-        oracle, "a program with `vllm.LLM`", [str(script), model, str(ready)], ready.exists
-    )
+    yield _kill(oracle, "a program with `vllm.LLM`", [str(script), model, str(ready)], ready.exists)
     port = _free_port()
     server = ["-m", "vllm.entrypoints.openai.api_server", "--model", model, "--port", str(port)]
     server += ["--host", "127.0.0.1", "--enforce-eager", "--max-model-len", "512"]
@@ -82,7 +80,7 @@ def _kill(oracle: Oracle, name: str, command: list[str], is_up: Any) -> dict[str
 def _answers(port: int) -> bool:
     with (
         contextlib.suppress(urllib.error.URLError, OSError),
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5),  # noqa: S310
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5),
     ):
         return True
     return False

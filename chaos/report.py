@@ -13,7 +13,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from chaos.cells import DONE, MOMENTS
+from chaos.cells import MOMENTS
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / "chaos" / "results"
@@ -69,7 +69,7 @@ def rows(cells: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def _row(victim: str, engine: str, cells: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    hard = [cell for cell in cells if cell["signal"] != "TERM"]
+    hard = [cell for cell in cells if cell["signal"] in ("KILL", "ABRT")]
     clean = [cell["clean"] for cell in hard]
     service = [cell["service"] for cell in hard if cell["moment"] in READY]
     return (
@@ -86,7 +86,7 @@ def _row(victim: str, engine: str, cells: Sequence[Mapping[str, Any]]) -> tuple[
 def _times(values: Iterable[float | None]) -> str:
     """Return median and worst."""
     known = [value for value in values if value is not None]
-    return f"{statistics.median(known):.2f} / {max(known):.2f}" if known else "–"
+    return f"{statistics.median(known):.2f} / {max(known):.2f}" if known else "-"
 
 
 def _verdict(cells: Sequence[Mapping[str, Any]]) -> str:
@@ -104,7 +104,9 @@ def show(console: Console, cells: Sequence[Mapping[str, Any]]) -> None:
         style = "red" if "red" in row[-1] else "yellow" if row[-1] != "ok" else ""
         table.add_row(*row, style=style)
     console.print(table)
-    console.print("seconds: median / worst; clean: all that had to go is gone; service: right answer")
+    console.print(
+        "seconds: median / worst; clean: all that had to go is gone; service: right answer"
+    )
     for cell in cells:
         if cell["problems"]:
             console.print(describe(cell), markup=False, highlight=False)
@@ -168,7 +170,7 @@ def _plain(content: Mapping[str, Any]) -> str:
 
 
 def _names(survivors: Iterable[Mapping[str, Any]]) -> str:
-    return ", ".join(sorted(f"`{survivor['name']}`" for survivor in survivors)) or "–"
+    return ", ".join(sorted(f"`{survivor['name']}`" for survivor in survivors)) or "-"
 
 
 def _soak(content: Mapping[str, Any]) -> str:

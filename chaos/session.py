@@ -16,7 +16,17 @@ PATIENCE: Final = 10.0
 CLOSING: Final = 60.0
 """Seconds an owner may take to close its pool."""
 
-POLICY: Final = {"backoff_initial": 0.05, "backoff_max": 0.2, "max_restarts": 1_000_000}
+POLICY: Final = {
+    "backoff_initial": 0.05,
+    "backoff_max": 0.2,
+    "max_restarts": 1_000_000,
+    "fail_fast_after": 1_000_000,
+    "standby_delay": 0.1,
+}
+"""Of every pool: one that is struck again and again does not give up."""
+
+SETTLING: Final = 20.0
+"""Seconds a pool may be busy after its model is ready."""
 
 LOAD_DELAY: Final = 0.4
 """Seconds the echo engine loads where it is to be met there."""
@@ -42,18 +52,25 @@ class Session:
         oracle: Is told which children are collected here.
         folder: For the callers' log.
         env: On top of this process's environment.
+        policy: On top of POLICY.
 
     Raises:
         CallerLost: The pool did not start.
     """
 
-    def __init__(self, oracle: Oracle, folder: Path, env: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        oracle: Oracle,
+        folder: Path,
+        env: Mapping[str, str],
+        policy: Mapping[str, Any] | None = None,
+    ) -> None:
         self._oracle = oracle
         self._env = {**os.environ, **env}
         self._log = folder / "callers.log"
         self.calls: list[OpenCall] = []
         self.loaded = False
-        self.owner = self._caller(json.dumps(POLICY))
+        self.owner = self._caller(json.dumps({**POLICY, **(policy or {})}))
         self._endpoint: str = self.owner.hear(0, "endpoint", PATIENCE)["endpoint"]
         self.client = self._join()
 
@@ -86,6 +103,8 @@ class Session:
         if not self.loaded:
             self._must(self.owner.do("load", engine.patience, **order))
             self.loaded = True
+        if engine.spares:  # let the process at hand get ready
+            self._oracle.wait_quiet(SETTLING)
         if moment == "idle":
             return
         for name, caller in (("owner", self.owner), ("client", self.client)):

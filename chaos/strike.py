@@ -76,9 +76,7 @@ class Strike:
         keep: Leave survivors alone, for somebody else to find.
     """
 
-    def __init__(
-        self, session: Session, oracle: Oracle, cell: Cell, *, keep: bool = False
-    ) -> None:
+    def __init__(self, session: Session, oracle: Oracle, cell: Cell, *, keep: bool = False) -> None:
         self._session = session
         self._oracle = oracle
         self._engine: Engine = ENGINES[cell.engine]
@@ -154,6 +152,8 @@ class Strike:
             staying.add(known["supervisor"])
         if kind == "workers":
             staying.add(known["spawner"])
+            if self._engine.spares:
+                return {p for p, line in below.items() if line.session in known["workers"]}
         return {process for process in below if process.pid not in staying}
 
     # What follows.
@@ -200,7 +200,7 @@ class Strike:
             self._session.loaded = True
         else:
             self._result.problems.append(f"no service: {said}")
-        refused = [error for error in said.get("errors", ()) if error not in RETRYABLE]
+        refused = [error for error in said.get("errors", ()) if "not to be retried" in error]
         if refused and self._cell.moment != "draining":  # an unloading model may be refused
             self._result.problems.append(f"calls were refused meanwhile: {refused}")
 
@@ -213,7 +213,7 @@ class Strike:
 
 
 def send(pids: Collection[int], name: str) -> None:
-    """Send all of them a signal as if in one instant: KILL reaches those who cannot act any more."""
+    """Send all of them a signal as if in one instant: KILL finds those who cannot act any more."""
     if name == "KILL" and len(pids) > 1:
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
