@@ -84,13 +84,26 @@ class Caller:
         """Wait until a worker is where it is wanted; say whether it came there, and where it is."""
         end = time.monotonic() + order["within"]
         while True:
-            worker = next(iter(self._pool.status()["workers"]), {})
+            worker: dict[str, Any] = next(iter(self._pool.status()["workers"]), {})
             found = {key: worker.get(key) for key in ("pid", "state", "stage")}
             if worker.get("pid") and _matches(worker, order):
                 return {"there": True, **found}
             if time.monotonic() > end:
                 return {"there": False, **found}
             time.sleep(RETRY / 4)
+
+    def do_ready(self, _: int, order: Mapping[str, Any]) -> dict[str, Any]:
+        """Load the model and wait until all its workers are ready; say their pids."""
+        if order["name"] not in self._handles:
+            self._handle(order, wait=True)
+        end = time.monotonic() + order["within"]
+        while True:
+            workers = self._pool.status()["workers"]
+            if all(worker["state"] == "READY" for worker in workers):
+                return {"workers": [worker["pid"] for worker in workers]}
+            if time.monotonic() > end:
+                return {"end": "not ready"}
+            time.sleep(RETRY)
 
     def do_status(self, _: int, __: Mapping[str, Any]) -> dict[str, Any]:
         """Say which processes the pool has."""

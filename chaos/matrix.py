@@ -40,12 +40,12 @@ class Matrix:
         for path in (runtime, scratch):
             path.mkdir(mode=0o700)
         self.oracle = Oracle(runtime, scratch)
-        path = os.pathsep.join([str(SEAMS), os.environ.get("PYTHONPATH", "")])
+        sources = os.pathsep.join([str(SEAMS), os.environ.get("PYTHONPATH", "")])
         self._env = {
             "XDG_RUNTIME_DIR": str(runtime),
             "XDG_STATE_HOME": str(folder / "state"),
             "TMPDIR": str(scratch),
-            "PYTHONPATH": path.rstrip(os.pathsep),
+            "PYTHONPATH": sources.rstrip(os.pathsep),
             "CHAOS_BLUNT": "1" if blunt else "",
         }
         self._reuse = reuse

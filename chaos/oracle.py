@@ -122,9 +122,9 @@ class Oracle:
 
     def wait_gone(self, doomed: Collection[Process], patience: float) -> set[Process]:
         """Wait until none of them runs; return those that still do when patience is over."""
-        left: set[Process] = set(doomed)
-        _until(lambda: not left.intersection_update(self.living()) and not left, patience)
-        return left
+        wanted = set(doomed)
+        _until(lambda: not wanted & self.living(), patience)
+        return wanted & self.living()
 
     def wait_others_gone(self, known: Collection[Process], patience: float) -> set[Process]:
         """Wait until nothing but these runs below this process; return what else does."""

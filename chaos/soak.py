@@ -18,6 +18,9 @@ WEIGHTS: Final = {"worker": 8, "EngineCore": 6, "TP worker": 6, "spawner": 3, "c
 LOOKS: Final = (50, 200)
 """After how many deaths the processes are measured."""
 
+REPLICAS: Final = 10
+"""How many workers die together."""
+
 
 def soak(matrix: Matrix, engine: str, kills: int, seed: int) -> Iterator[Result]:
     """Kill at random, so many times."""
@@ -27,23 +30,27 @@ def soak(matrix: Matrix, engine: str, kills: int, seed: int) -> Iterator[Result]
     yield from matrix.run(choice.choices(cells, weights, k=kills))
 
 
-def many_deaths(matrix: Matrix, looks: tuple[int, ...] = LOOKS) -> list[dict[str, Any]]:
-    """Kill a worker again and again; return what supervisor and spawner hold at each look."""
-    engine = ENGINES["echo"]
+def many_deaths(matrix: Matrix) -> list[dict[str, Any]]:
+    """Kill workers again and again; return what supervisor and spawner hold at each look.
+
+    Raises:
+        RuntimeError: They did not come back.
+    """
     session = matrix.session_for(Cell("echo", "worker", "idle", "KILL"))
-    order = order_for(engine, "idle")
-    order["load"] = {"model": "echo"}
-    measured = []
-    for death in range(1, max(looks) + 1):
-        said = session.owner.do("serve", 2 * PATIENCE, **order)
-        if said.get("answer") != engine.answer:
-            raise RuntimeError(f"no service after {death - 1} deaths: {said}")
-        known = session.status()
-        os.kill(known["workers"][0], signal.SIGKILL)
-        if death in looks:
-            session.owner.do("serve", 2 * PATIENCE, **order)
-            measured.append(_measure(matrix, session.status()))
-    return measured
+    order = order_for(ENGINES["echo"], "idle")
+    order["load"] = {"model": "echo", "replicas": REPLICAS}
+    deaths, measured = 0, []
+    while True:
+        said = session.owner.do("ready", 2 * PATIENCE, **order)
+        if said["end"] != "done":
+            raise RuntimeError(f"not ready after {deaths} deaths: {said}")
+        if deaths in LOOKS:
+            measured.append({"deaths": deaths, **_measure(matrix, session.status())})
+        if deaths >= max(LOOKS):
+            return measured
+        for pid in said["workers"]:
+            os.kill(pid, signal.SIGKILL)
+        deaths += REPLICAS
 
 
 def _measure(matrix: Matrix, known: dict[str, Any]) -> dict[str, Any]:

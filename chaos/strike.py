@@ -138,7 +138,7 @@ class Strike:
         )
         if not found:
             raise CallerLost(f"no process is called {name}")
-        return min(found)
+        return int(min(found))
 
     def _doomed(
         self, victims: Collection[int], known: Mapping[str, Any], below: Mapping[Process, Line]
