@@ -122,6 +122,8 @@ def _watched(results: Any, count: int) -> list[dict[str, Any]]:
         word = "RED " if result.red else "limit" if result.limit else "ok  "
         took = time.monotonic() - begun
         progress.print(f"{took:6.1f} s {len(done):4}/{count} {word} {result.cell}", style="")
+        if result.red:
+            progress.print(report.describe(done[-1]), markup=False, highlight=False)
     return done
 
 

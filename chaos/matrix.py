@@ -50,7 +50,7 @@ class Matrix:
         }
         self._reuse = reuse
         self._session: Session | None = None
-        self._kind = ("", False)
+        self._kind = ("", False, False)
 
     def run(self, cells: Iterable[Cell]) -> Iterator[Result]:
         """Run cells, and yield what each showed."""
@@ -79,11 +79,11 @@ class Matrix:
 
     def session_for(self, cell: Cell) -> Session:
         """Return the pool for a cell: the last one where that may be used again."""
-        kind = (cell.engine, cell.signal == "STOP")
+        slow = cell.engine == "echo" and cell.moment == "import"
+        kind = (cell.engine, cell.signal == "STOP", slow)
         if self._kind != kind:
             self.close()
         if self._session is None:
-            slow = cell.engine == "echo" and cell.moment == "import"
             env = {**self._env, "CHAOS_SLOW_IMPORT": str(SLOW_IMPORT) if slow else ""}
             policy = {"stall_timeout": STALL_TIMEOUT} if cell.signal == "STOP" else {}
             self._session = Session(self.oracle, self._folder, env, policy)
