@@ -1,15 +1,30 @@
 """Some cells of the kill matrix, and that it sees what is left; `make chaos` runs them all."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chaos.cells import ENGINES, MOMENTS, QUICK, SIGNALS, VICTIMS, Cell, expectation, full, pairwise
+from chaos.cells import (
+    CHILDREN,
+    ENGINES,
+    MOMENTS,
+    QUICK,
+    SIGNALS,
+    VICTIMS,
+    Cell,
+    expectation,
+    full,
+    pairwise,
+)
 
-from processes import environment
+from processes import environment, worker_pid
+from vllmport.pool import LLM, Pool
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEADLY = ("KILL", "TERM", "ABRT")
@@ -55,6 +70,40 @@ def test_many_deaths_of_workers_leave_nothing_in_supervisor_and_spawner(tmp_path
         assert late[process]["descriptors"] == early[process]["descriptors"]
         assert late[process]["threads"] == early[process]["threads"]
         assert late[process]["resident_kb"] < early[process]["resident_kb"] * GROWTH
+
+
+# The children that try to outlive their worker.
+
+
+@pytest.fixture
+def start_child(echo: LLM) -> Iterator[Callable[[list[str]], Path]]:
+    """Start a child of an echo worker; returns its folder in /proc."""
+    pids: list[int] = []
+
+    def start(ways: list[str]) -> Path:
+        pids.append(echo.call("fault", {"kind": "child", "ways": ways})["pid"])
+        return Path(f"/proc/{pids[-1]}")
+
+    yield start
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("ways", CHILDREN, ids="+".join)
+def test_a_child_hides_in_the_ways_it_is_told(
+    start_child: Callable[[list[str]], Path], shared_pool: Pool, ways: tuple[str, ...]
+) -> None:
+    worker = worker_pid(shared_pool)
+    child = start_child(list(ways))
+    name, _, rest = (child / "stat").read_text().partition("(")[2].rpartition(")")
+    parent, _, session = map(int, rest.split()[1:4])
+    assert (parent != worker) == ("double-fork" in ways)
+    assert (session != worker) == ("setsid" in ways)
+    assert name.startswith("[kworker") == ("rename" in ways)
+    assert (b"python" not in (child / "cmdline").read_bytes()) == ("rename" in ways)
+    assert ((child / "environ").read_bytes() == b"") == ("clear" in ways)
+    ignored = int((child / "status").read_text().partition("SigIgn:")[2].split()[0], 16)
+    assert ignored & 1 << (signal.SIGTERM - 1)
 
 
 # The list of cells.

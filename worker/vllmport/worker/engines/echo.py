@@ -109,8 +109,8 @@ class EchoEngine:
             "echo": lambda request: port.finish(request.key, request.args),
             "fault": self._fault,
         }
-        for ways in args["children"]:
-            start_child(_ways(ways))
+        for ways in _all_ways(args["children"]):
+            start_child(ways)
         port.progress("loading", "nothing to load")
         time.sleep(args["load_delay"])
         if args["exit_on_load"]:
@@ -252,6 +252,12 @@ def _ways(value: Any) -> list[str]:
     if not isinstance(value, list | tuple) or not all(way in WAYS for way in value):
         raise _refusal("ways", value, f"a list of these: {', '.join(WAYS)}")
     return list(value)
+
+
+def _all_ways(value: Any) -> list[list[str]]:
+    if not isinstance(value, list | tuple):
+        raise _refusal("children", value, "a list with the ways of each")
+    return [_ways(ways) for ways in value]
 
 
 def _refusal(parameter: str, value: Any, wanted: str) -> InvalidRequest:
