@@ -36,7 +36,7 @@ bench-quick: setup ## measure calls and tokens a second, in a minute or so
 	@$(PY) bench/quick.py
 
 chaos: setup ## kill everything at every moment and see what is left; half an hour (ARGS="--quick")
-	@$(PY) -m chaos $(ARGS)
+	@$(PY) -m chaos $(or $(ARGS),--keep)
 
 clean: ## remove what the tools left, and .venv
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist htmlcov .coverage .coverage.*

@@ -65,12 +65,12 @@ class Matrix:
             self._session = None
 
     def run_one(self, cell: Cell) -> Result:
-        """Run one cell; what is wrong with its set-up is wrong with the cell."""
+        """Run one cell; one that could not be set up is red as well."""
         result = Result(cell)
         try:
             session = self.session_for(cell)
             session.arrange(ENGINES[cell.engine], cell.moment)
-            result = Strike(session, self.oracle, cell, keep=is_beyond_reach(cell)).run()
+            Strike(session, self.oracle, result, keep=is_beyond_reach(cell)).run()
         except CallerLost as exc:
             result.problems.append(f"no verdict: {exc}")
         if result.problems or not self._may_stay(cell):

@@ -86,8 +86,14 @@ class Session:
         self.owner.leave(CLOSING)
 
     def status(self) -> dict[str, Any]:
-        """Return the pids of supervisor, spawner and workers."""
-        return self.owner.do("status", PATIENCE)
+        """Return the pids of supervisor, spawner and workers.
+
+        Raises:
+            CallerLost: The pool does not say.
+        """
+        known = self.owner.do("status", PATIENCE)
+        self._must(known)
+        return known
 
     def arrange(self, engine: Engine, moment: str) -> None:
         """Bring the pool to a moment, with a call of the owner and one of the client open.

@@ -53,11 +53,6 @@ class Result:
     files: list[str] = field(default_factory=list)
     limit: bool = False
 
-    @property
-    def red(self) -> bool:
-        """Whether this cell fails."""
-        return bool(self.problems) and not self.limit
-
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
         plain = {name: getattr(self, name) for name in ("clean", "service", "errors", "problems")}
@@ -72,24 +67,26 @@ class Strike:
     Args:
         session: Where the moment has been arranged.
         oracle: Sees what is left.
-        cell: What is killed, and how.
+        result: Names the cell, and gets what it shows.
         keep: Leave survivors alone, for somebody else to find.
     """
 
-    def __init__(self, session: Session, oracle: Oracle, cell: Cell, *, keep: bool = False) -> None:
+    def __init__(
+        self, session: Session, oracle: Oracle, result: Result, *, keep: bool = False
+    ) -> None:
         self._session = session
         self._oracle = oracle
+        self._cell = cell = result.cell
         self._engine: Engine = ENGINES[cell.engine]
         self._wanted: Expectation = expectation(cell)
-        self._cell = cell
         self._keep = keep
-        self._result = Result(cell)
+        self._result = result
 
-    def run(self) -> Result:
+    def run(self) -> None:
         """Send the signal, and look at everything that follows.
 
         Raises:
-            CallerLost: There is no such victim.
+            CallerLost: There is no such victim, or the pool does not answer.
         """
         wanted, result = self._wanted, self._result
         known = self._session.status()
@@ -114,7 +111,6 @@ class Strike:
         if wanted.service:
             self._judge_service(serving, begun)
             self._judge_zombies()
-        return result
 
     # Who is killed, and who has to go.
 
