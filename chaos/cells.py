@@ -227,11 +227,10 @@ EXPECTED: Final[tuple[tuple[tuple[str, ...], tuple[str, ...], Expectation], ...]
         _HARD,
         Expectation(POOL_LOST, POOL_LOST, "all", service=False),
     ),
-    (
-        ("worker", "EngineCore", "TP worker"),
-        _ANY,
-        Expectation(LOST, DONE, "workers", service=True),
-    ),
+    (("worker",), _ANY, Expectation(LOST, DONE, "workers", service=True)),
+    (("EngineCore", "TP worker"), _HARD, Expectation(LOST, DONE, "workers", service=True)),
+    # vLLM's processes handle TERM themselves, in their own time; nothing may hang meanwhile.
+    (("EngineCore", "TP worker"), _TERM, Expectation(DONE | LOST, DONE, "nothing", service=True)),
     (
         ("worker", "EngineCore", "TP worker"),
         ("STOP",),
