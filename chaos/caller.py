@@ -56,7 +56,7 @@ class Caller:
 
     def do_ask(self, number: int, order: Mapping[str, Any]) -> dict[str, Any]:
         """Ask a question while the model still loads."""
-        handle = self._handle(order, wait=False)
+        handle = self._pool.llm(name=order["name"], wait=False, **order["load"])
         self.say(number, sent=True)
         return {"answer": _ask(handle, order)}
 

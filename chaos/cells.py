@@ -74,8 +74,8 @@ ENGINES: Final = {
         patience=20.0,
         importing={"state": "STARTING"},
     ),
-    "vLLM off": _vllm("off", 1500),
-    "vLLM on": _vllm("on", 1000),
+    "vLLM off": _vllm("off", 3000),
+    "vLLM on": _vllm("on", 3000),
     "vLLM TP=2": _vllm("on", 300, tensor_parallel_size=2),
 }
 

@@ -111,6 +111,7 @@ class Session:
             self.loaded = True
         if engine.spares:  # let the process at hand get ready
             self._oracle.wait_quiet(SETTLING)
+        self._oracle.note_segments()  # now: it takes a while, and streams do not wait
         if moment == "idle":
             return
         for name, caller in (("owner", self.owner), ("client", self.client)):

@@ -91,7 +91,8 @@ class Strike:
         wanted, result = self._wanted, self._result
         known = self._session.status()
         victims = self._victims(known)
-        self._oracle.note_segments()
+        if not self._session.loaded:
+            self._oracle.note_segments()
         doomed = self._doomed(victims, known, self._oracle.below())
         begun = time.monotonic()
         send(victims, self._cell.signal)
@@ -209,14 +210,21 @@ class Strike:
 
 
 def send(pids: Collection[int], name: str) -> None:
-    """Send all of them a signal as if in one instant: KILL finds those who cannot act any more."""
+    """Send all of them a signal as if in one instant: KILL finds those who cannot act any more.
+
+    Raises:
+        CallerLost: One of them is gone.
+    """
     if name == "KILL" and len(pids) > 1:
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
         for pid in pids:
             wait_state(pid, "TtZX")
     for pid in pids:
-        os.kill(pid, signal.Signals[f"SIG{name}"])
+        try:
+            os.kill(pid, signal.Signals[f"SIG{name}"])
+        except ProcessLookupError:
+            raise CallerLost(f"process {pid} went by itself") from None
 
 
 def eventually(condition: Callable[[], Any], patience: float) -> Any:
