@@ -91,7 +91,7 @@ class Strike:
         wanted, result = self._wanted, self._result
         known = self._session.status()
         victims = self._victims(known)
-        if not self._session.loaded:
+        if self._cell.moment in ("import", "load"):
             self._oracle.note_segments()
         doomed = self._doomed(victims, known, self._oracle.below())
         begun = time.monotonic()
