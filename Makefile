@@ -1,6 +1,6 @@
 # Everything a checkout needs, one word each. `make` alone lists the words.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check gpu-check model bench-quick clean
+.PHONY: help setup demo test check gpu-check model bench-quick chaos clean
 
 # Not called PYTHON: that is the name of the interpreter setup starts from.
 PY := .venv/bin/python
@@ -34,6 +34,9 @@ model: setup ## train the bundled tiny model and its adapter again
 
 bench-quick: setup ## measure calls and tokens a second, in a minute or so
 	@$(PY) bench/quick.py
+
+chaos: setup ## kill everything at every moment and see what is left; half an hour (ARGS="--quick")
+	@$(PY) -m chaos $(or $(ARGS),--keep)
 
 clean: ## remove what the tools left, and .venv
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist htmlcov .coverage .coverage.*

@@ -100,16 +100,16 @@ def test_worker_that_exits_under_a_call_is_lost_with_its_status(pool: Pool, llm:
     assert still_answers(llm)
 
 
-@pytest.mark.parametrize("setsid", [False, True], ids=["in the group", "in a session of its own"])
-def test_what_a_worker_started_dies_with_it(pool: Pool, llm: LLM, setsid: object) -> None:
-    (child,) = identify(llm.call("fault", {"kind": "child", "setsid": setsid})["pid"])
+@pytest.mark.parametrize("ways", [[], ["setsid"]], ids=["in the group", "in a session of its own"])
+def test_what_a_worker_started_dies_with_it(pool: Pool, llm: LLM, ways: list[str]) -> None:
+    (child,) = identify(llm.call("fault", {"kind": "child", "ways": ways})["pid"])
     kill_worker(pool)
     assert not is_running(child), "before the next worker starts"
     assert still_answers(llm)
 
 
 def test_what_a_worker_started_dies_when_its_model_is_unloaded(pool: Pool, llm: LLM) -> None:
-    (child,) = identify(llm.call("fault", {"kind": "child", "setsid": True})["pid"])
+    (child,) = identify(llm.call("fault", {"kind": "child", "ways": ["setsid"]})["pid"])
     pool.unload("echo")
     assert not is_running(child)
 
@@ -202,7 +202,7 @@ def test_killed_supervisor_is_a_lost_pool_and_takes_everything_along(pool: Pool,
 
 def test_killed_spawner_is_replaced_with_all_its_workers(pool: Pool, llm: LLM) -> None:
     spawner = pool.status()["spawner"]["pid"]
-    (child,) = identify(llm.call("fault", {"kind": "child", "setsid": True})["pid"])
+    (child,) = identify(llm.call("fault", {"kind": "child", "ways": ["setsid"]})["pid"])
     old = identify(spawner, worker_pid(pool))
     stream = llm.stream("abc", endless())
     next(stream)

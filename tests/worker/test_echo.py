@@ -199,6 +199,8 @@ def test_abort_tells_how_far_a_request_had_come(engine: EchoEngine, port: Collec
         ("tokenize", {"prompt": 3}, "prompt"),
         ("detokenize", {"token_ids": ["a"]}, "token_ids"),
         ("fault", {"kind": "dance"}, "kind"),
+        ("fault", {"kind": "child", "ways": ["dance"]}, "ways"),
+        ("fault", {"kind": "child", "ways": "setsid"}, "ways"),
     ],
     ids=str,
 )
@@ -217,6 +219,15 @@ def test_unknown_engine_argument_is_refused_before_anything_is_loaded(port: Coll
         EchoEngine({"dtype": "auto"}, port)
     assert caught.value.parameter == "dtype"
     assert port.stages == []
+
+
+@pytest.mark.parametrize(("children", "parameter"), [(3, "children"), ([["dance"]], "ways")])
+def test_children_that_cannot_be_are_refused(
+    port: Collector, children: object, parameter: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        EchoEngine({"children": children}, port)
+    assert caught.value.parameter == parameter
 
 
 def test_facts_are_the_arguments_with_their_defaults(port: Collector) -> None:

@@ -6,7 +6,6 @@ and first steps; never a stand-in where vLLM itself is to be tested.
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from typing import Any
 
 from vllmport.bridge.errors import InvalidRequest, StartupFailed, shown
 from vllmport.worker.engine import Key, Partial, Port, Request
+from vllmport.worker.engines.faults import WAYS, start_child
 from vllmport.worker.engines.stepped import run_stepped
 
 ARGUMENTS = {
@@ -24,8 +24,10 @@ ARGUMENTS = {
     "max_num_seqs": 256,
     "fail_load": "",
     "exit_on_load": 0,
+    "children": (),
 }
-"""Engine arguments with their defaults: seconds, tokens, requests; then ways to fail."""
+"""Engine arguments with their defaults: seconds, tokens, requests; then ways to fail, and children
+to start while loading: for each the ways it hides (`faults.WAYS`)."""
 
 SAMPLING = {"max_tokens": 16, "ignore_eos": False, "temperature": 1.0, "seed": None}
 
@@ -107,6 +109,8 @@ class EchoEngine:
             "echo": lambda request: port.finish(request.key, request.args),
             "fault": self._fault,
         }
+        for ways in _all_ways(args["children"]):
+            start_child(ways)
         port.progress("loading", "nothing to load")
         time.sleep(args["load_delay"])
         if args["exit_on_load"]:
@@ -223,11 +227,8 @@ class EchoEngine:
             case "raise":
                 raise RuntimeError("told to raise")
             case "child":  # one that would outlive the worker if nobody cared
-                command = [sys.executable, "-c", "import time; time.sleep(3600)"]
-                child = subprocess.Popen(
-                    command, start_new_session=bool(request.args.get("setsid"))
-                )
-                self._port.finish(request.key, {"pid": child.pid})
+                pid = start_child(_ways(request.args.get("ways", ())))
+                self._port.finish(request.key, {"pid": pid})
                 return
             case kind:
                 raise InvalidRequest.of("kind", kind, f"unknown fault {kind!r}")
@@ -245,6 +246,18 @@ def _text_of(parameter: str, token_ids: Any) -> str:
         return "".join(map(chr, token_ids))
     except (TypeError, ValueError, OverflowError):
         raise _refusal(parameter, token_ids, "a list of character numbers") from None
+
+
+def _ways(value: Any) -> list[str]:
+    if not isinstance(value, list | tuple) or not all(way in WAYS for way in value):
+        raise _refusal("ways", value, f"a list of these: {', '.join(WAYS)}")
+    return list(value)
+
+
+def _all_ways(value: Any) -> list[list[str]]:
+    if not isinstance(value, list | tuple):
+        raise _refusal("children", value, "a list with the ways of each")
+    return [_ways(ways) for ways in value]
 
 
 def _refusal(parameter: str, value: Any, wanted: str) -> InvalidRequest:
