@@ -100,7 +100,6 @@ class EchoEngine:
         self._port = port
         self._running: dict[Key, _Generation] = {}
         self.steps = 0
-        self._ballast = bytearray()
         self._verbs: dict[str, Callable[[Request], None]] = {
             "generate": self._generate,
             "chat": self._chat,
@@ -209,30 +208,64 @@ class EchoEngine:
 
     def _fault(self, request: Request) -> None:
         """Go wrong in the way that `kind` names."""
-        match request.args["kind"]:
-            case "exit":
-                os._exit(int(request.args.get("status", 9)))
-            case "signal":
-                os.kill(os.getpid(), int(request.args.get("signal", signal.SIGKILL)))
-            case "hang":
-                time.sleep(float(request.args.get("seconds", 3600)))
-            case "spin":
-                end = time.monotonic() + float(request.args["seconds"])
-                while time.monotonic() < end:
-                    pass
-            case "grow":
-                self._ballast += bytes(int(request.args["bytes"]))
-            case "stderr":
-                sys.stderr.write(str(request.args["text"]) + "\n")
-            case "raise":
-                raise RuntimeError("told to raise")
-            case "child":  # one that would outlive the worker if nobody cared
-                pid = start_child(_ways(request.args.get("ways", ())))
-                self._port.finish(request.key, {"pid": pid})
-                return
-            case kind:
-                raise InvalidRequest.of("kind", kind, f"unknown fault {kind!r}")
-        self._port.finish(request.key, None)
+        kind = request.args["kind"]
+        fault = _FAULTS.get(kind)
+        if fault is None:
+            known = ", ".join(_FAULTS)
+            raise InvalidRequest.of("kind", shown(kind), f"unknown fault; known: {known}")
+        self._port.finish(request.key, fault(request.args))
+
+
+Fault = Callable[[Mapping[str, Any]], Any]
+
+
+def _exit(args: Mapping[str, Any]) -> None:
+    os._exit(int(args.get("status", 9)))
+
+
+def _signal(args: Mapping[str, Any]) -> None:
+    os.kill(os.getpid(), int(args.get("signal", signal.SIGKILL)))
+
+
+def _hang(args: Mapping[str, Any]) -> None:
+    time.sleep(float(args.get("seconds", 3600)))
+
+
+def _spin(args: Mapping[str, Any]) -> None:
+    """Compute for so long, as a compilation does."""
+    end = time.monotonic() + float(args["seconds"])
+    while time.monotonic() < end:
+        pass
+
+
+def _grow(args: Mapping[str, Any]) -> None:
+    _LEAKED.append(b"." * int(args["bytes"]))
+
+
+def _say(args: Mapping[str, Any]) -> None:
+    sys.stderr.write(str(args["text"]) + "\n")
+
+
+def _raise(_args: Mapping[str, Any]) -> None:
+    raise RuntimeError("told to raise")
+
+
+def _child(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Start one that would outlive the worker if nobody cared."""
+    return {"pid": start_child(_ways(args.get("ways", ())))}
+
+
+_LEAKED: list[bytes] = []
+_FAULTS: dict[str, Fault] = {
+    "exit": _exit,
+    "signal": _signal,
+    "hang": _hang,
+    "spin": _spin,
+    "grow": _grow,
+    "stderr": _say,
+    "raise": _raise,
+    "child": _child,
+}
 
 
 def _text(parameter: str, value: Any) -> str:
