@@ -31,7 +31,7 @@ TOKENS = 300
 @pytest.fixture
 def pool() -> Iterator[Pool]:
     """A pool whose worker may be killed often."""
-    with Pool(policy={"max_restarts": 50, "backoff_max": 0.1}) as pool:
+    with Pool(policy={"max_restarts": 50, "backoff_max": 0.1, "fail_fast_after": 50}) as pool:
         yield pool
 
 
