@@ -14,6 +14,7 @@ not touched. Knows files; whoever calls knows that the workers are dead.
 
 import contextlib
 import getpass
+import os
 import re
 import shutil
 import tempfile
@@ -45,9 +46,17 @@ def with_scratch(env: Mapping[str, str], scratch: Path) -> dict[str, str]:
     usual = tempfile.gettempdir()
     changed = {**env, "TMPDIR": str(scratch)}
     # Not first: setproctitle looks for the first one where exec put it, and torch sets this anew.
-    changed.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{usual}/torchinductor_{getpass.getuser()}")
+    changed.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{usual}/torchinductor_{_user()}")
     changed.setdefault("RAY_TMPDIR", usual)
     return changed
+
+
+def _user() -> str:
+    """Return the user's name as torch writes it in the name of its cache."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container, a user may have none
+        return f"uid_{os.getuid()}"
 
 
 def leftovers(wanted: Wanted, scratches: Iterable[Path]) -> list[Path]:

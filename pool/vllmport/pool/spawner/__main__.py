@@ -152,11 +152,10 @@ class Spawner:
         """Look again soon; tell the supervisor to wait no longer when it has been too long."""
         if not child.given_up and now - child.died > PATIENCE:
             child.given_up = True
-            self._clear(pgid, child, left)
+            self._clear(pgid, child, [describe(p) for p in left] or [f"process group {pgid}"])
         child.next_look = now + (UNKILLABLE_POLL if child.given_up else CLEAR_POLL)
 
-    def _clear(self, pgid: int, child: _Child, left: list[psutil.Process]) -> None:
-        unkillable = [describe(process) for process in left]
+    def _clear(self, pgid: int, child: _Child, unkillable: list[str]) -> None:
         self._tell(protocol.Cleared(child.worker, pgid, len(descendants()), unkillable))
 
     def _next_look(self) -> float | None:
