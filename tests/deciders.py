@@ -59,7 +59,9 @@ class Deciders:
         self.removed: list[str] = []
         self.events = EventLog(lambda: self.now)
         self._nonces = iter(map(str, range(10**9)))
-        self.dispatcher = Dispatcher(policy.max_queue, policy.max_queue_bytes, self.events)
+        self.dispatcher = Dispatcher(
+            policy.max_queue, policy.max_queue_bytes, policy.abort_grace, self.events
+        )
         self.fleet = Fleet(policy, self.events, lambda: next(self._nonces), jitter=lambda: 0.5)
         self.control = Control(
             self.fleet,
@@ -83,7 +85,7 @@ class Deciders:
 
     def client_gone(self, client: int) -> None:
         """Forget a client everywhere."""
-        self.dispatcher.client_gone(client)
+        self.dispatcher.client_gone(client, self.now)
         self.control.client_gone(client)
         self.fleet.client_gone(client, self.now)
         self.act()

@@ -77,16 +77,20 @@ def _identity(folder: Path) -> str:
     return f"{folder.name}@{(folder / 'stat').read_text().rpartition(')')[2].split()[19]}"
 
 
+def _parent(folder: Path) -> int:
+    return int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+
+
 def _environ(folder: Path) -> list[bytes]:
     return (folder / "environ").read_bytes().split(b"\0")
 
 
 def _is_of_this_run(folder: Path, command: list[str]) -> bool:
-    if tuple(command) == GUARD:  # its environment is empty: look whose session it is in
-        try:
-            return _MARK in _environ(Path(f"/proc/{os.getsid(int(folder.name))}"))
-        except (FileNotFoundError, ProcessLookupError):
-            return True  # the worker it guarded is gone: so should it be
+    if tuple(command) == GUARD:  # its environment is empty: look for whom it works
+        for whom in (os.getsid(int(folder.name)), _parent(folder)):
+            with contextlib.suppress(OSError):
+                return _MARK in _environ(Path(f"/proc/{whom}"))
+        return False
     variables = _environ(folder)
     if _MARK not in variables:
         return False

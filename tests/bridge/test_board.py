@@ -10,12 +10,12 @@ from vllmport.bridge.board import SIZE, SLOTS, Board, Held, OnRecord
 def test_what_the_worker_records_the_supervisor_reads() -> None:
     buffer = bytearray(SIZE)
     worker, supervisor = Board(buffer), Board(buffer)
-    worker.turn(steps=0)
-    worker.turn(steps=7)
+    worker.turn(steps=0, tokens=0)
+    worker.turn(steps=7, tokens=2**40)
     first = worker.hold(1, 2**62, Held.STARTED)
     worker.hold(3, 4, Held.WAITING)
     worker.count(first, 12)
-    assert (supervisor.turns, supervisor.steps) == (2, 7)
+    assert (supervisor.turns, supervisor.steps, supervisor.tokens) == (2, 7, 2**40)
     assert supervisor.calls() == {
         (1, 2**62): OnRecord(Held.STARTED, 12),
         (3, 4): OnRecord(Held.WAITING, 0),

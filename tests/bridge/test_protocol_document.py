@@ -278,7 +278,7 @@ def control() -> Control:
         "standbys": [standby],
         "starts": {},
     }
-    dispatcher = Dispatcher(1, 1, events)
+    dispatcher = Dispatcher(1, 1, 1.0, events)
     control = Control(fleet, dispatcher, events, {}, lambda: identity, lambda _: None)
     fleet.load(ModelSpec("m", "echo"), 0.0)
     dispatcher.add_model("m")

@@ -541,7 +541,7 @@ class AnyOrder(RuleBasedStateMachine):
     def cancel(self, number: int) -> None:
         if self.open:
             client, call_id = sorted(self.open)[number % len(self.open)]
-            self.bench.dispatcher.cancel(client, call_id)
+            self.bench.dispatcher.cancel(client, call_id, self.bench.now)
             self.bench.control.cancel(client, call_id, self.bench.now)
             self.bench.act()
             self.collect()

@@ -45,7 +45,7 @@ class Bench:
     def __init__(self, max_queue: int = 100, max_queue_bytes: int = 100_000) -> None:
         self.now = NOW
         self.events = EventLog(lambda: 0.0)
-        self.it = Dispatcher(max_queue, max_queue_bytes, self.events)
+        self.it = Dispatcher(max_queue, max_queue_bytes, 10.0, self.events)
         self.it.add_model("m")
 
     def worker(self, name: str = "m/0", capacity: int = 2) -> None:
@@ -250,11 +250,11 @@ def test_the_queue_is_bounded_in_bytes_too() -> None:
 def test_room_comes_back_when_calls_leave_the_queue() -> None:
     bench = Bench(max_queue=1)
     bench.call(1)
-    bench.it.cancel(1, 1)
+    bench.it.cancel(1, 1, bench.now)
     bench.call(2, remaining_ms=10)
     bench.expire_at(NOW + 1)
     bench.call(3, client=2)
-    bench.it.client_gone(2)
+    bench.it.client_gone(2, bench.now)
     bench.told()
     bench.call(4)
     assert bench.told() == []
@@ -406,7 +406,7 @@ def test_no_limit_means_no_deadline(bench: Bench) -> None:
 
 def test_cancelling_a_call_that_waits_answers_it(bench: Bench) -> None:
     bench.call(1)
-    bench.it.cancel(1, 1)
+    bench.it.cancel(1, 1, bench.now)
     _, error, details = bench.only_error()
     assert (error.code, error.phase, details) == ("cancelled", "queue", {"tokens": 0})
     bench.worker()
@@ -417,7 +417,7 @@ def test_cancelling_a_call_that_runs_asks_its_worker_who_answers(bench: Bench) -
     bench.worker()
     bench.call(1, client=3)
     bench.told()
-    bench.it.cancel(3, 1)
+    bench.it.cancel(3, 1, bench.now)
     assert bench.messages() == [("m/0", Cancel(1, 3))]
     bench.error(1, client=3)
     assert [to for to, _ in bench.messages()] == [3]
@@ -429,9 +429,9 @@ def test_cancelling_what_has_ended_or_never_was_does_nothing(bench: Bench) -> No
     bench.call(1)
     bench.result(1)
     bench.told()
-    bench.it.cancel(1, 1)
-    bench.it.cancel(1, 99)
-    bench.it.cancel(99, 1)
+    bench.it.cancel(1, 1, bench.now)
+    bench.it.cancel(1, 99, bench.now)
+    bench.it.cancel(99, 1, bench.now)
     assert bench.told() == []
 
 
@@ -441,13 +441,13 @@ def test_a_client_that_leaves_takes_its_calls_along(bench: Bench) -> None:
     bench.call(2, client=3)
     bench.call(1, client=4)
     bench.told()
-    bench.it.client_gone(3)
+    bench.it.client_gone(3, bench.now)
     assert bench.messages() == [("m/0", Cancel(1, 3))]
     assert (bench.it.queued("m"), bench.it.open_calls) == (1, 2)
     bench.error(1, client=3)
     assert bench.messages() == [("m/0", Call(1, "m", "generate", None, client=4, attempt=1))]
-    bench.it.client_gone(3)
-    bench.it.client_gone(99)
+    bench.it.client_gone(3, bench.now)
+    bench.it.client_gone(99, bench.now)
     assert bench.told() == []
 
 
@@ -545,7 +545,7 @@ def test_a_call_that_was_cancelled_does_not_come_back(bench: Bench) -> None:
     bench.worker()
     bench.call(1)
     bench.told()
-    bench.it.cancel(1, 1)
+    bench.it.cancel(1, 1, bench.now)
     bench.told()
     bench.dies()
     _, error, details = bench.only_error()
@@ -582,7 +582,7 @@ def test_a_call_that_left_its_worker_holds_no_arguments(bench: Bench) -> None:
     bench.worker(capacity=2)
     bench.call(1, client=3)
     bench.call(2, client=4, remaining_ms=10)
-    bench.it.client_gone(3)
+    bench.it.client_gone(3, bench.now)
     bench.expire_at(NOW + 1)
     bench.expire_at(NOW + 1 + GRACE)
     assert [len(call.packed.payload) for call in bench.it._calls.values()] == [0, 0]
@@ -837,7 +837,7 @@ def test_calls_that_left_the_queue_do_not_pile_up_behind_one_that_stays() -> Non
     bench.call(1, priority=-1)
     for call_id in range(2, 2000):
         bench.call(call_id)
-        bench.it.cancel(1, call_id)
+        bench.it.cancel(1, call_id, bench.now)
     assert len(bench.it._models["m"].heap) < 200
     bench.worker()
     assert 1 in bench.started()
@@ -950,7 +950,7 @@ class AnyOrder(RuleBasedStateMachine):
         if self.open:
             key = sorted(self.open)[pick % len(self.open)]
             self.cancelled.add(key)
-            self.bench.it.cancel(*key)
+            self.bench.it.cancel(*key, self.bench.now)
             self.collect()
 
     @rule(pick=st.integers(0, 99), count=st.integers(-1, 3))
@@ -968,7 +968,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.clients.remove(client)
         self.clients.add(next(self.client_numbers))
         self.open = {key for key in self.open if key[0] != client}
-        self.bench.it.client_gone(client)
+        self.bench.it.client_gone(client, self.bench.now)
         self.collect()
 
     @rule(

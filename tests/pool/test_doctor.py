@@ -41,6 +41,7 @@ from vllmport.pool.doctor.leftovers import (
 from vllmport.pool.doctor.machine import (
     check_cgroup,
     check_locked_memory,
+    check_mark,
     check_open_files,
     check_pidfd,
     check_processes,
@@ -49,6 +50,7 @@ from vllmport.pool.doctor.machine import (
 )
 from vllmport.pool.doctor.places import check_endpoint, check_folder
 from vllmport.pool.gpu import GpuUnreadable, read_gpus
+from vllmport.pool.marks import mark_in, new_run
 from vllmport.pool.processes import WORKER_TAG
 from vllmport.pool.supervisor.devices import GIB, DeviceReading
 
@@ -279,10 +281,14 @@ def test_a_pool_that_answers_is_well_and_one_that_hangs_fails() -> None:
 
 
 def test_a_worker_that_outlived_its_pool_fails() -> None:
-    with subprocess.Popen(["/bin/sleep", "60"], env=environment({WORKER_TAG: "dead"})) as orphan:
+    with subprocess.Popen(["/bin/true"]) as over:
+        over.wait()
+    tag = {WORKER_TAG: str(mark_in(new_run(over.pid), 1))}
+    with subprocess.Popen(["/bin/sleep", "60"], env=environment(tag)) as orphan:
         try:
-            assert f"pid {orphan.pid} sleep" in list(find_orphans())
-            found = check_orphans(list(find_orphans()))
+            found = check_orphans(
+                [text for text in find_orphans() if text.startswith(f"pid {orphan.pid} sleep")]
+            )
         finally:
             orphan.kill()
     assert level(found) == "fail"
@@ -294,6 +300,17 @@ def test_a_worker_of_a_living_pool_is_no_orphan(shared_pool: Pool, echo: LLM) ->
     (worker,) = identify(worker_pid(shared_pool))
     assert WORKER_TAG in worker.environ()
     assert not any(text.startswith(f"pid {worker.pid} ") for text in find_orphans())
+
+
+def test_processes_that_cannot_be_marked_are_a_warning() -> None:
+    assert level(check_mark()) == "ok"
+    code = (
+        "import resource; from vllmport.pool.doctor.machine import check_mark; "
+        "resource.setrlimit(resource.RLIMIT_RTTIME, (10**6, 10**6)); print(check_mark().level)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "warn"
 
 
 def test_many_are_counted_and_some_are_named() -> None:
@@ -422,7 +439,7 @@ def test_an_engine_for_the_cpu_leaves_a_gpu_idle() -> None:
 
 def test_every_check_is_made(endpoint: str) -> None:
     names = [finding.name for finding in examine(sys.executable, endpoint, lambda: ["pid 7"])]
-    assert len(names) == len(set(names)) == 16
+    assert len(names) == len(set(names)) == 17
     broken = {finding.name: finding.level for finding in examine("/nowhere", endpoint, lambda: "")}
     assert broken["workers' python"] == "fail"
 

@@ -4,10 +4,10 @@ Pure: reads and writes a buffer. Worker and supervisor map the same file, so tha
 knows without a message, also of a worker that hangs or was killed, how often its loop turned, how
 many steps its engine made, and of each call whether it was started and how many tokens it had.
 
-All numbers are in the machine's byte order. A head of 32 bytes: turns of the loop (u64), steps of
-the engine (u64), 16 bytes unused. Then a slot of 24 bytes for each call the worker holds: client
-(i64), call id (i64), tokens (u32), state (u32). The state is written last and cleared first, so
-that a slot in use is whole, whenever its writer was killed.
+All numbers are in the machine's byte order. A head of 32 bytes: turns of the loop, steps of the
+engine, tokens it has made (u64 each), 8 bytes unused. Then a slot of 24 bytes for each call the
+worker holds: client (i64), call id (i64), tokens (u32), state (u32). The state is written last and
+cleared first, so that a slot in use is whole, whenever its writer was killed.
 
 A call that has ended stays on record until its slot is needed, and the slot that was free longest
 is used first: so whoever never heard of the end of a call, because its worker was killed before it
@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 SLOTS: Final = 8192
 """Calls one worker can hold on record, and so the most it is given at one time."""
 
-_HEAD: Final = Struct("=QQ")
+_HEAD: Final = Struct("=QQQ")
 _NUMBER: Final = Struct("=Q")
 _SLOT: Final = Struct("=qqI")
 _HEAD_SIZE: Final = 32
@@ -71,10 +71,10 @@ class Board:
 
     # The worker writes.
 
-    def turn(self, steps: int) -> None:
-        """Record one more turn of the loop, and how many steps the engine has made so far."""
+    def turn(self, steps: int, tokens: int) -> None:
+        """Record one more turn of the loop, and the engine's steps and tokens so far."""
         self._turns += 1
-        _HEAD.pack_into(self._buffer, 0, self._turns, steps)
+        _HEAD.pack_into(self._buffer, 0, self._turns, steps, tokens)
 
     def hold(self, client: int, call_id: int, held: Held) -> int:
         """Record a call and return its slot.
@@ -112,6 +112,11 @@ class Board:
     def steps(self) -> int:
         """How many steps the engine has made."""
         return int(_NUMBER.unpack_from(self._buffer, 8)[0])
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the engine has generated."""
+        return int(_NUMBER.unpack_from(self._buffer, 16)[0])
 
     def calls(self) -> dict[tuple[int, int], OnRecord]:
         """Return the calls on record, ended ones included: (client, call id) → how far it came."""

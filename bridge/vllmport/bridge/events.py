@@ -38,7 +38,7 @@ EVENTS: Final[dict[str, tuple[str, ...]]] = {
     "device.waiting": ("device", "used", "expected"),
     "device.quarantined": ("device", "used", "expected"),
     "device.free": ("device", "used"),
-    "orphans.reaped": ("run", "pids"),
+    "orphan.reaped": ("what", "whose", "outcome"),
 }
 """Name → its fields."""
 

@@ -100,10 +100,22 @@ def reap_all() -> None:
             pass
 
 
-def describe_exit(code: int, status: int) -> str:
+def oom_kills() -> int:
+    """Return how many processes the kernel has killed so far because memory was short."""
+    with contextlib.suppress(OSError), open("/proc/vmstat", encoding="ascii") as file:
+        for line in file:
+            name, _, count = line.partition(" ")
+            if name == "oom_kill":
+                return int(count)
+    return 0
+
+
+def describe_exit(code: int, status: int, *, memory_was_short: bool = False) -> str:
     """Say how a process ended, from `si_code` and `si_status` of waitid(2)."""
     if code == os.CLD_EXITED:
         return f"exited with status {status}"
+    if status == signal.SIGKILL and memory_was_short:
+        return "was killed by SIGKILL, by the kernel: out of memory"
     with contextlib.suppress(ValueError):
         return f"was killed by {signal.Signals(status).name}"
     return f"was killed by signal {status}"

@@ -112,6 +112,7 @@ class SocketPort:
         self._board = board
         self._engine: Engine | None = None
         self._engine_died = False
+        self._tokens = 0
         self._calls: dict[Key, _OpenCall] = {}
         self._waiting: OrderedDict[Key, _OpenCall] = OrderedDict()
         self._diverged: dict[Key, WorkerLost] = {}
@@ -139,7 +140,7 @@ class SocketPort:
 
     def receive(self, timeout: float) -> None:
         if self._engine is not None:
-            self._board.turn(self._engine.steps)
+            self._board.turn(self._engine.steps, self._tokens)
         if timeout > 0 and not self._has_message():
             self._socket.poll(milliseconds(timeout))
         while self._has_message():
@@ -152,8 +153,9 @@ class SocketPort:
             return  # the call ended while this output was on its way
         if key in self._waiting:
             self._start(key)
-        for output in value["outputs"]:
-            call.tokens += len(output["token_ids"])
+        new_tokens = sum(len(output["token_ids"]) for output in value["outputs"])
+        self._tokens += new_tokens
+        call.tokens += new_tokens
         self._board.count(call.slot, call.tokens)
         if call.replay is None:
             new: dict[str, Any] | None = value
@@ -169,6 +171,8 @@ class SocketPort:
             return
         if call.replay is not None and self._is_short(key, call):
             return
+        if not call.tokens and isinstance(value, dict):
+            self._tokens += value.get("usage", {}).get("completion_tokens", 0)
         call.summary = value
         call.finished = True
         self._dirty[key] = call

@@ -24,6 +24,7 @@ from vllmport.pool.doctor.machine import (
     SHARED_MEMORY,
     check_cgroup,
     check_locked_memory,
+    check_mark,
     check_open_files,
     check_pidfd,
     check_processes,
@@ -48,6 +49,7 @@ def examine(
     yield check_versions()
     yield check_pidfd()
     yield check_subreaper()
+    yield check_mark()
     yield check_cgroup(Path("/proc/self/cgroup").read_text(encoding="utf-8"))
     yield check_shared_memory()
     yield check_open_files()

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-import psutil
-
+from vllmport.bridge.errors import InvalidRequest
 from vllmport.pool.doctor.finding import Finding, fail, ok, warn
-from vllmport.pool.processes import WORKER_TAG
+from vllmport.pool.endpoint import runtime_dir
+from vllmport.pool.reap import reap
 from vllmport.pool.supervisor.devices import GIB, DeviceReading, gib
 
 SHARED_PREFIXES: Final = ("psm_", "sem.mp-", "torch_", "vllm", "nccl-")
@@ -37,15 +37,11 @@ def check_orphans(orphans: Sequence[str]) -> Finding:
 
 
 def find_orphans() -> Iterator[str]:
-    """Yield this user's processes that carry a worker's tag and are below no spawner."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if WORKER_TAG in process.environ() and not _has_spawner(process):
-                yield f"pid {process.pid} {process.name()}"
-
-
-def _has_spawner(process: psutil.Process) -> bool:
-    return any("vllmport.pool.spawner" in parent.cmdline() for parent in process.parents())
+    """Yield what `vllmport reap` would end; nothing without a runtime folder, which is looked at."""
+    with contextlib.suppress(InvalidRequest):
+        for finding in reap(runtime_dir(), dry_run=True):
+            if finding.outcome.startswith("would be"):
+                yield finding.what
 
 
 def check_shared_files(folder: Path) -> Finding:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from vllmport.pool.doctor.finding import Finding, fail, ok, warn
+from vllmport.pool.marks import can_mark
 from vllmport.pool.processes import PR_SET_CHILD_SUBREAPER, become_subreaper, prctl
 from vllmport.pool.supervisor.devices import GIB, gib
 
@@ -53,6 +54,18 @@ def check_subreaper() -> Finding:
             "use a container whose seccomp profile allows prctl",
         )
     return ok("subreaper", "orphans fall to their pool")
+
+
+def check_mark() -> Finding:
+    """A worker and all it starts are known by a resource limit that they inherit."""
+    if can_mark():
+        return ok("mark", "processes can be marked by a resource limit")
+    return warn(
+        "mark",
+        "the hard limit RLIMIT_RTTIME is finite, so a child that clears its environment and leaves "
+        "its session is known only while it descends from its pool",
+        "raise it: `ulimit -R unlimited`, or LimitRTTIME=infinity in the unit",
+    )
 
 
 def check_cgroup(own: str, root: Path = CGROUPS) -> Finding:

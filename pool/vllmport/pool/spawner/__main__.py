@@ -28,6 +28,7 @@ from vllmport.pool.processes import (
     describe,
     describe_exit,
     kill_group,
+    oom_kills,
 )
 from vllmport.pool.spawner import protocol
 from vllmport.pool.spawner.launch import launch
@@ -47,6 +48,7 @@ class _Child:
     died: float = 0.0
     next_look: float = 0.0
     given_up: bool = False
+    told_to_die: bool = False
 
     def owns(self, mark: int) -> bool:
         """Tell whether what carries this mark came from this worker."""
@@ -60,6 +62,7 @@ class Spawner:
         self._control = control
         self._running: dict[int, _Child] = {}
         self._dying: dict[int, _Child] = {}
+        self._oom_kills = oom_kills()
         # Workers hold the read end. Whatever ends this process closes the write end, and the guard
         # in each worker's group reads end of file.
         self._lifeline, self._lifeline_kept = os.pipe2(os.O_CLOEXEC)
@@ -94,6 +97,7 @@ class Spawner:
             case protocol.KillRequest(worker, signum, scope):
                 for pid, child in self._running.items():
                     if child.worker == worker:
+                        child.told_to_die |= signum == signal.SIGKILL
                         _signal(pid, child, signum, scope)
         for fd in fds:
             os.close(fd)
@@ -126,9 +130,15 @@ class Spawner:
                 kill_group(info.si_pid)
                 child.died = time.monotonic()
                 self._dying[info.si_pid] = child
-                cause = describe_exit(info.si_code, info.si_status)
+                short = not child.told_to_die and self._memory_was_short()
+                cause = describe_exit(info.si_code, info.si_status, memory_was_short=short)
                 self._tell(protocol.Exited(child.worker, info.si_pid, cause))
             os.waitpid(info.si_pid, 0)
+
+    def _memory_was_short(self) -> bool:
+        """Tell whether the kernel has killed for want of memory since the last time."""
+        before, self._oom_kills = self._oom_kills, oom_kills()
+        return self._oom_kills > before
 
     def _confirm(self) -> None:
         """Say so when nothing is left of a dead worker; kill what shows up meanwhile."""

@@ -17,8 +17,6 @@ from vllmport.pool.plan import Plan
 from vllmport.pool.reap import sweep
 from vllmport.pool.supervisor.server import Supervisor
 
-logger = logging.getLogger("vllmport.supervisor")
-
 LOCK_PATIENCE = 3.0
 EXIT_TAKEN = 6
 
@@ -44,9 +42,9 @@ def main() -> int:
     for fd in (args.ready_fd, args.lifeline_fd):
         if fd >= 0:
             os.set_inheritable(fd, False)  # noqa: FBT003
-    for finding in sweep(Path(plan.run_dir).parent):
-        logger.warning("left by a run that is over: %s", finding)
+    found = sweep(Path(plan.run_dir).parent)
     supervisor = Supervisor(plan, lock, args.lifeline_fd)
+    supervisor.report(found)
     _report(args.ready_fd, {"pid": os.getpid()})
     status = supervisor.run()
     os.unlink(f"{plan.socket_path}.lock")

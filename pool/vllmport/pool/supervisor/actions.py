@@ -1,11 +1,9 @@
 """What the fleet wants to have done, as plain data. Pure."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from vllmport.bridge.errors import VllmportError
-
-Scope = Literal["leader", "group", "all"]
-"""Who gets a signal: the worker's first process, its group, or all that it ever started."""
+from vllmport.pool.spawner.protocol import Scope
 
 
 class Spawn(NamedTuple):

@@ -60,6 +60,8 @@ class Crew:
         self._wanted: dict[str, Spawn | Adopt] = {}  # worker → what is done once there is room
         self._exits: dict[str, str] = {}  # worker → how it ended, until nothing is left of it
         self._exited_at: dict[str, float] = {}
+        self._ready: dict[str, None] = {}  # workers that may have generated tokens
+        self._tokens = 0  # of those that are gone
         self.timed = (
             (self._starts.next_deadline, self._starts.tick),
             (self._standbys.next_deadline, self._tick_standbys),
@@ -70,6 +72,12 @@ class Crew:
     def spawner_pid(self) -> int:
         """The spawner's process."""
         return self._incarnations.spawner_pid
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens all workers have generated so far."""
+        alive = (self._incarnations.board(worker).tokens for worker in self._ready)
+        return self._tokens + sum(alive)
 
     def describe(self) -> dict[str, object]:
         """Return what `status` says of starts and devices."""
@@ -131,6 +139,7 @@ class Crew:
     def ready(self, worker: str, now: float) -> None:
         """A worker is READY: look at it from now on."""
         self._starts.loaded(worker, now)
+        self._ready[worker] = None
         self._checkups.watch(worker, now)
         self.models_changed(now)
 
@@ -170,6 +179,9 @@ class Crew:
             expected=expected,
             in_flight=self._dispatcher.in_flight(worker),
         )
+        if worker in self._ready:
+            del self._ready[worker]
+            self._tokens += self._incarnations.board(worker).tokens
         board = self._incarnations.calls(worker)
         self._dispatcher.worker_gone(worker, cause, board, now, expected=expected)
         self._control.worker_gone(worker)

@@ -61,6 +61,10 @@ class Counters:
     errors: dict[str, int] = field(default_factory=dict)
     late: int = 0
     items: int = 0
+    tokens: int = 0
+    started: int = 0
+    queue_seconds: float = 0.0
+    restarts: int = 0
 
 
 class Dispatcher:
@@ -70,11 +74,17 @@ class Dispatcher:
         max_queue: Calls that may wait for one model.
         max_queue_bytes: Bytes of arguments that may wait for one model; and, apart from those, that
             are kept of its running calls, to run them again if their worker is lost.
+        abort_grace: Seconds that a worker may take to let go of a call it was told to abort.
         events: Is told what became of calls whose worker or time was lost.
     """
 
-    def __init__(self, max_queue: int, max_queue_bytes: int, events: EventLog) -> None:
+    def __init__(
+        self, max_queue: int, max_queue_bytes: int, abort_grace: float, events: EventLog
+    ) -> None:
         self.counters = Counters()
+        self._abort_grace = abort_grace
+        self._aborted: Deadlines[Key] = Deadlines()  # until their worker has let go of them
+        self._stuck: dict[str, None] = {}
         self._events = events
         self._max_queue = max_queue
         self._max_queue_bytes = max_queue_bytes
@@ -101,7 +111,12 @@ class Dispatcher:
 
     def next_deadline(self) -> float:
         """Return when `expire` has to be called at the latest."""
-        return self._due.next()
+        return min(self._due.next(), self._aborted.next())
+
+    def take_stuck(self) -> list[str]:
+        """Hand over the workers that did not let go of a call in time."""
+        stuck, self._stuck = self._stuck, {}
+        return list(stuck)
 
     # Models and workers.
 
@@ -211,7 +226,7 @@ class Dispatcher:
         call.queue.push(call)
         self._dispatch(call.queue, now)
 
-    def cancel(self, client: int, call_id: int) -> None:
+    def cancel(self, client: int, call_id: int, now: float) -> None:
         """Give a call up. One that waits is answered here, one that runs by its worker."""
         call = self._calls.get((client, call_id))
         if call is None:
@@ -220,7 +235,7 @@ class Dispatcher:
             self._answer(call, verdicts.cancelled(call), CallEvent.CANCELLED)
         elif call.state is CallState.RUNNING:
             call.given_up = True
-            self._outgoing.append(ToWorker(call.worker, encode(Cancel(call_id, client))))
+            self._abort(call, now)
 
     def credit(self, client: int, call_id: int, count: int) -> None:
         """Pass on that the reader of a stream has room."""
@@ -232,7 +247,7 @@ class Dispatcher:
         if call.state is CallState.RUNNING:
             self._outgoing.append(ToWorker(call.worker, encode(Credit(call_id, count, client))))
 
-    def client_gone(self, client: int) -> None:
+    def client_gone(self, client: int, now: float) -> None:
         """Drop what the client left waiting and abort what it left running."""
         for key in list(self._by_client.pop(client, ())):
             call = self._calls[key]
@@ -241,7 +256,7 @@ class Dispatcher:
                 self._close(call, CallEvent.CALLER_GONE)
                 continue
             if call.state is CallState.RUNNING:
-                self._outgoing.append(ToWorker(call.worker, encode(Cancel(call.header.id, client))))
+                self._abort(call, now)
             call.take(CallEvent.CALLER_GONE)
             self._due.discard(key)
 
@@ -301,6 +316,8 @@ class Dispatcher:
         A call that runs is left to its worker, which knows how far it came; only if the worker has
         said nothing a grace later is it answered from here.
         """
+        for key in self._aborted.pop_due(now):
+            self._stuck[self._calls[key].worker] = None
         for key in self._due.pop_due(now):
             call = self._calls[key]
             if call.state is CallState.RUNNING and now < call.deadline + GRACE:
@@ -350,6 +367,8 @@ class Dispatcher:
         call.take(CallEvent.DISPATCHED)
         call.worker = worker
         call.attempt += 1
+        self.counters.started += 1
+        self.counters.queue_seconds += now - call.arrived
         self._by_worker[worker].add(call.key)
         header, packed = call.for_worker(to_wire(call.deadline - now))
         self._outgoing.append(ToWorker(worker, encode(header, packed)))
@@ -409,8 +428,14 @@ class Dispatcher:
         error = verdicts.expired(call, where, now)
         self._tell_event("call.expired", call, phase=where)
         if call.state is CallState.RUNNING:
-            self._outgoing.append(ToWorker(call.worker, encode(Cancel(call.key[1], call.key[0]))))
+            self._abort(call, now)
         self._answer(call, error, CallEvent.EXPIRED)
+
+    def _abort(self, call: OpenCall, now: float) -> None:
+        """Tell a worker to let go of a call; one that does not is stuck."""
+        client, call_id = call.key
+        self._outgoing.append(ToWorker(call.worker, encode(Cancel(call_id, client))))
+        self._aborted.set(call.key, now + self._abort_grace)
 
     def _finish(self, worker: str, key: Key, now: float) -> bool:
         """Close a call that its worker is done with; return whether the caller still waits."""
@@ -443,6 +468,7 @@ class Dispatcher:
         call.take(event)
         self._due.discard(call.key)
         if call.state is CallState.DONE:
+            self._aborted.discard(call.key)
             del self._calls[call.key]
             self._recorded.pop(call.key, None)
             mine = self._by_client.get(call.key[0])

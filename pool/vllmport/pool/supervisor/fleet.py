@@ -70,6 +70,7 @@ class Fleet:
     ):
         self.models: dict[str, Model] = {}
         self.workers: dict[str, Worker] = {}
+        self.restarts = 0
         self.emptying: dict[str, None] = {}  # draining workers that still hold calls
         self._policy = policy
         self._events = events
@@ -293,6 +294,7 @@ class Fleet:
             match worker.state:
                 case WorkerState.BACKOFF:
                     worker.restarts += 1
+                    self.restarts += 1
                     worker.take(WorkerEvent.RETRY, now)
                     self._spawn(worker, now)
                 case WorkerState.DRAINING:

@@ -132,7 +132,7 @@ class Front:
                 else:
                     self._control.call(client.key, message, packed, now)
             case Cancel(call_id):
-                self._dispatcher.cancel(client.key, call_id)
+                self._dispatcher.cancel(client.key, call_id, now)
                 self._control.cancel(client.key, call_id, now)
             case Credit(call_id, count):
                 self._dispatcher.credit(client.key, call_id, count)
@@ -150,9 +150,10 @@ class Front:
     def _forget(self, client: Client, why: str) -> None:
         logger.info("client=%d gone pid=%d: %s", client.key, client.pid, why)
         self._events.add("client.gone", client=client.key, pid=client.pid, reason=why)
-        self._dispatcher.client_gone(client.key)
+        now = time.monotonic()
+        self._dispatcher.client_gone(client.key, now)
         self._control.client_gone(client.key)
-        self._fleet.client_gone(client.key, time.monotonic())
+        self._fleet.client_gone(client.key, now)
 
 
 def error_frames(error: VllmportError, call_id: int = 0) -> list[Bytes]:

@@ -21,6 +21,7 @@ from vllmport.bridge.messages import Bye, Welcome, encode
 from vllmport.bridge.timeouts import milliseconds
 from vllmport.pool.plan import Plan
 from vllmport.pool.processes import become_subreaper
+from vllmport.pool.reap import Finding
 from vllmport.pool.supervisor import actions as do
 from vllmport.pool.supervisor.back import Back
 from vllmport.pool.supervisor.clients import Clients
@@ -64,7 +65,9 @@ class Supervisor:
         self._clients = Clients(self._context, plan.endpoint, policy.max_client_bytes)
         self._workers = Workers(self._context, f"ipc://{plan.run_dir}/workers.sock")
         self._events = EventLog(time.time)
-        self._dispatcher = Dispatcher(policy.max_queue, policy.max_queue_bytes, self._events)
+        self._dispatcher = Dispatcher(
+            policy.max_queue, policy.max_queue_bytes, policy.abort_grace, self._events
+        )
         self._standbys = Standbys(policy, self._events, _new_nonce)
         self._fleet = Fleet(policy, self._events, _new_nonce, self._standbys.take, self._has_room)
         self._control = Control(
@@ -83,7 +86,7 @@ class Supervisor:
         self._front = Front(self._clients, deciders, self._welcome, self._act)
         self._back = Back(self._workers, self._crew, deciders, self._welcome.product, self._act)
         self._timed = (
-            (self._dispatcher.next_deadline, self._dispatcher.expire),
+            (self._dispatcher.next_deadline, self._expire),
             (self._control.next_deadline, self._control.expire),
             (self._fleet.next_deadline, self._fleet.tick),
             *self._crew.timed,
@@ -91,6 +94,13 @@ class Supervisor:
         )
         self._watch_owner(lifeline_fd)
         self._watch_signals()
+
+    def report(self, found: list[Finding]) -> None:
+        """Tell what runs that are over had left."""
+        for finding in found:
+            self._events.add(
+                "orphan.reaped", what=finding.what, whose=finding.whose, outcome=finding.outcome
+            )
 
     # The loop.
 
@@ -138,6 +148,12 @@ class Supervisor:
             for client in self._clients.retry():
                 self._front.drop(client, "it does not read")
         self._act(now)
+
+    def _expire(self, now: float) -> None:
+        self._dispatcher.expire(now)
+        grace = self._plan.policy.abort_grace
+        for worker in self._dispatcher.take_stuck():
+            self._fleet.hung(worker, f"hung: it held a call {grace:g} s after its abort", now)
 
     def _on_deadline(self, now: float) -> None:
         """Kill what has not stopped within the time it had."""
@@ -268,6 +284,8 @@ class Supervisor:
         return self._crew.has_room(worker)
 
     def _identity(self) -> dict[str, Any]:
+        counters = self._dispatcher.counters
+        counters.tokens, counters.restarts = self._crew.tokens, self._fleet.restarts
         return {
             "supervisor": {
                 "pid": os.getpid(),
