@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from processes import PATIENCE, at_most, endless, eventually, identify, is_running, worker_of
 from vllmport.pool import (
     LLM,
+    DeadlineExceeded,
     InvalidRequest,
     Pool,
     StartupFailed,
@@ -199,3 +201,39 @@ def test_watching_ends_with_the_pool() -> None:
         stream = pool.events()
         pool.close()
         assert list(stream) == []
+
+
+# Aborts.
+
+
+def test_a_worker_that_does_not_let_go_of_a_call_is_replaced() -> None:
+    """It computes, so it does not stall; but nobody can stop it."""
+    with echo_pool(abort_grace=0.5, stall_timeout=60.0) as (pool, llm):
+        with pytest.raises(DeadlineExceeded):
+            llm.call("fault", {"kind": "spin", "seconds": 600}, timeout=0.3)
+        with at_most(2):
+            assert llm.generate("still here", timeout=PATIENCE)[0].outputs[0].text == "still here"
+        assert "held a call 0.5 s after its abort" in worker_of(pool)["last_exit"]
+
+
+def test_a_worker_that_lets_go_in_time_is_not_replaced() -> None:
+    with echo_pool(abort_grace=0.5) as (pool, llm):
+        with pytest.raises(DeadlineExceeded):
+            llm.generate("abc", endless(), timeout=0.3)
+        time.sleep(1.0)
+        assert worker_of(pool)["restarts"] == 0
+
+
+def test_status_counts_what_was_done() -> None:
+    with echo_pool() as (pool, llm):
+        llm.generate(["abc"] * 3, endless(10))
+        assert len(list(llm.stream("abc", endless(7)))) == 7
+        with pytest.raises(WorkerLost):
+            llm.call("fault", {"kind": "exit"})
+        assert llm.generate("abc", endless(5))
+        counters = pool.status()["counters"]
+        assert counters["tokens"] == 3 * 10 + 7 + 5
+        assert (counters["calls"], counters["finished"], counters["started"]) == (6, 5, 6)
+        assert counters["errors"] == {"worker_lost": 1}
+        assert counters["restarts"] == 1
+        assert counters["queue_seconds"] > 0
