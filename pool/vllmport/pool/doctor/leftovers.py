@@ -37,7 +37,7 @@ def check_orphans(orphans: Sequence[str]) -> Finding:
 
 
 def find_orphans() -> Iterator[str]:
-    """Yield what `vllmport reap` would end; nothing without a runtime folder, which is looked at."""
+    """Yield what `vllmport reap` would end; nothing where the runtime folder itself is bad."""
     with contextlib.suppress(InvalidRequest):
         for finding in reap(runtime_dir(), dry_run=True):
             if finding.outcome.startswith("would be"):
