@@ -105,7 +105,7 @@ class Matrix:
             result.survivors += self.oracle.describe([process])
             result.problems.append("survived the pool")
         result.files = self.oracle.wait_clean(PATIENCE)
-        if is_beyond_reach(result.cell) and result.survivors:
+        if is_beyond_reach(result.cell) and (known or result.files):
             self._start_again(result, known)
         if result.files:
             result.problems.append(f"{len(result.files)} files left")
@@ -121,7 +121,7 @@ class Matrix:
         out_of_reach = all(survivor.is_out_of_reach for survivor in result.survivors)
         if still:
             result.problems.append(f"{len(still)} survived the next start as well")
-        elif out_of_reach and not result.files and len(result.problems) == 1:
+        elif left and out_of_reach and not result.files and len(result.problems) == 1:
             result.limit = True
 
 
