@@ -126,7 +126,8 @@ def describe(cell: Mapping[str, Any]) -> str:
             f"    survivor {survivor['name']!r} ({session}, {survivor['variables']} variables): "
             f"{survivor['command'][:100]}"
         )
-    return "\n".join([*lines, *(f"    left: {path}" for path in cell["files"])])
+    lines += [f"    left: {path}" for path in cell["files"]]
+    return "\n".join([*lines, *(f"    log: {line}" for line in cell["log"])])
 
 
 # The document.
