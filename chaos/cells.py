@@ -57,7 +57,7 @@ def _vllm(mode: str, tokens: int, **options: Any) -> Engine:
         prompt="1 2 3",
         question="The capital of France is",
         answer=" Paris.",
-        patience=120.0,
+        patience=240.0,
         shared=True,
         spares=True,
         importing={"state": "LOADING", "stage": "importing"},
