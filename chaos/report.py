@@ -163,10 +163,16 @@ def _cells(title: str, content: Mapping[str, Any]) -> str:
 
 def _plain(content: Mapping[str, Any]) -> str:
     body = [
-        (row["program"], row["signal"], str(len(row["survivors"])), _names(row["survivors"]))
+        (
+            row["program"],
+            row["signal"],
+            str(len(row["survivors"])),
+            _names(row["survivors"]),
+            str(len(row["files"])),
+        )
         for row in content["programs"]
     ]
-    head = ("killed", "signal", "survivors after 10 s", "which")
+    head = ("killed", "signal", "survivors after 10 s", "which", "segments left")
     return f"Plain vLLM, without vllmport. {_where(content)}\n\n{_markdown(head, body)}"
 
 
