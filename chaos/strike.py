@@ -99,6 +99,9 @@ class Strike:
             self._oracle.note_segments()
         doomed = self._doomed(victims, known, self._oracle.below())
         begun = time.monotonic()
+        for call in self._session.calls:
+            if any("end" in line for line in call.caller.lines(call.order)):
+                raise CallerLost(f"{call.name} was over before the signal")
         send(victims, self._cell.signal)
         serving = self._ask_for_service() if wanted.service else 0
         left = self._oracle.wait_gone(doomed, GRACE if wanted.graceful else self._patience)
