@@ -20,7 +20,7 @@ from chaos.cells import ENGINES, MOMENTS, QUICK, SIGNALS, USUAL, VICTIMS, Cell, 
 from chaos.matrix import Matrix, own_folder
 from chaos.plain import kill_plain_vllm
 from chaos.soak import many_deaths, soak
-from chaos.strike import Result
+from chaos.strike import PATIENCE, Result
 
 ECHO, VLLM = ("echo",), tuple(name for name in ENGINES if name != "echo")
 DEADLY = tuple(name for name in SIGNALS if name != "STOP")
@@ -38,6 +38,7 @@ progress = Console(stderr=True, width=110, soft_wrap=True)
 @click.option("--quick", is_flag=True, help="A few cells of each kind; with echo, if no engine.")
 @click.option("--every", is_flag=True, help="Every cell with vLLM too, not pairwise: hours.")
 @click.option("--blunt", is_flag=True, help="Take the spawner the means to kill: must turn red.")
+@click.option("--patience", type=float, default=PATIENCE, show_default=True, help="Seconds.")
 @click.option("--plain", is_flag=True, help="Instead: vLLM without vllmport.")
 @click.option("--soak", type=int, help="Instead: so many random kills in a row with one engine.")
 @click.option("--seed", type=int, default=1, help="Of the soak.", show_default=True)
@@ -91,7 +92,7 @@ def _parts(options: dict[str, Any]) -> list[_Part]:
     engines = options["engine"] or (ECHO if options["quick"] else _engines_here())
     cells = _choose(engines, options)
     parts = [
-        _matrix(name, [cell for cell in cells if cell.engine in kind], blunt=options["blunt"])
+        _matrix(name, [cell for cell in cells if cell.engine in kind], options)
         for name, kind in (("echo", ECHO), ("vllm", VLLM))
         if set(kind) & set(engines)
     ]
@@ -119,9 +120,10 @@ def _choose(engines: Sequence[str], options: dict[str, Any]) -> list[Cell]:
     return echo + (vllm if options["every"] else pairwise(vllm, USUAL))
 
 
-def _matrix(name: str, cells: Sequence[Cell], *, blunt: bool) -> _Part:
+def _matrix(name: str, cells: Sequence[Cell], options: dict[str, Any]) -> _Part:
     with own_folder() as folder:
-        results = _watched(Matrix(folder, blunt=blunt).run(cells), len(cells))
+        matrix = Matrix(folder, blunt=options["blunt"], patience=options["patience"])
+        results = _watched(matrix.run(cells), len(cells))
     report.show(console, results)
     return _Part(name, cells=results)
 

@@ -31,7 +31,7 @@ class Engine:
 
     Attributes:
         load: Arguments of `Pool.llm`.
-        tokens: Length of a stream that takes a second or two.
+        tokens: Length of a stream that takes a few seconds.
         patience: Seconds after which a load counts as failed.
         shared: Whether one pool serves several cells, because a start takes long.
         spares: Whether the pool keeps a process at hand that may become a worker.
@@ -57,7 +57,7 @@ def _vllm(mode: str, tokens: int, **options: Any) -> Engine:
         prompt="1 2 3",
         question="The capital of France is",
         answer=" Paris.",
-        patience=120.0,
+        patience=240.0,
         shared=True,
         spares=True,
         importing={"state": "LOADING", "stage": "importing"},
@@ -74,8 +74,8 @@ ENGINES: Final = {
         patience=20.0,
         importing={"state": "STARTING"},
     ),
-    "vLLM off": _vllm("off", 3000),
-    "vLLM on": _vllm("on", 3000),
+    "vLLM off": _vllm("off", 6000),
+    "vLLM on": _vllm("on", 6000),
     "vLLM TP=2": _vllm("on", 300, tensor_parallel_size=2),
 }
 

@@ -20,6 +20,9 @@ SEAMS: Final = Path(__file__).resolve().parent / "seams"
 SLOW_IMPORT: Final = 0.4
 """Seconds an echo worker waits before it does anything, where it is to be met there."""
 
+LAST_WORDS: Final = 25
+"""Lines of a log that tell what went wrong."""
+
 STALL_TIMEOUT: Final = 4.0
 """Seconds after which a hang is one, where something is made to hang."""
 
@@ -31,9 +34,17 @@ class Matrix:
         folder: The run's own; all files of the pools go there.
         blunt: Take the spawner the means to kill, to see whether that is noticed.
         reuse: Strike a pool again and again for as long as it lives, whatever its engine.
+        patience: Seconds after which what is left has survived.
     """
 
-    def __init__(self, folder: Path, *, blunt: bool = False, reuse: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        blunt: bool = False,
+        reuse: bool = False,
+        patience: float = PATIENCE,
+    ) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # ABRT is meant to kill, not to write
         self._folder = folder
         runtime, scratch = folder / "run", folder / "tmp"
@@ -48,7 +59,7 @@ class Matrix:
             "PYTHONPATH": sources.rstrip(os.pathsep),
             "CHAOS_BLUNT": "1" if blunt else "",
         }
-        self._reuse = reuse
+        self._reuse, self._patience = reuse, patience
         self._session: Session | None = None
         self._kind = ("", False, False)
 
@@ -70,9 +81,12 @@ class Matrix:
         try:
             session = self.session_for(cell)
             session.arrange(ENGINES[cell.engine], cell.moment)
-            Strike(session, self.oracle, result, keep=is_beyond_reach(cell)).run()
+            keep = is_beyond_reach(cell)
+            Strike(session, self.oracle, result, keep=keep, patience=self._patience).run()
         except CallerLost as exc:
             result.problems.append(f"no verdict: {exc}")
+        if result.problems:
+            result.log = self._last_words()
         if result.problems or not self._may_stay(cell):
             self._finish(result)
         return result
@@ -97,15 +111,22 @@ class Matrix:
         )
         return shared and expectation(cell).service
 
+    def _last_words(self) -> list[str]:
+        """Return the last lines of the newest supervisor's log."""
+        logs = sorted(
+            (self._folder / "run").rglob("supervisor.log"), key=lambda log: log.stat().st_mtime
+        )
+        return logs[-1].read_text().splitlines()[-LAST_WORDS:] if logs else []
+
     def _finish(self, result: Result) -> None:
         """Close the pool and look at what is left of it."""
         self.close()
         known = {Process(survivor.pid, survivor.ticks) for survivor in result.survivors}
-        for process in self.oracle.wait_others_gone(known, PATIENCE):
+        for process in self.oracle.wait_others_gone(known, self._patience):
             result.survivors += self.oracle.describe([process])
             result.problems.append("survived the pool")
         result.files = self.oracle.wait_clean(PATIENCE)
-        if is_beyond_reach(result.cell) and result.survivors:
+        if is_beyond_reach(result.cell) and (known or result.files):
             self._start_again(result, known)
         if result.files:
             result.problems.append(f"{len(result.files)} files left")
@@ -121,7 +142,7 @@ class Matrix:
         out_of_reach = all(survivor.is_out_of_reach for survivor in result.survivors)
         if still:
             result.problems.append(f"{len(still)} survived the next start as well")
-        elif out_of_reach and not result.files and len(result.problems) == 1:
+        elif left and out_of_reach and not result.files and len(result.problems) == 1:
             result.limit = True
 
 

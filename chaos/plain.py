@@ -39,7 +39,11 @@ ENVIRONMENT: Final = {
 
 
 def kill_plain_vllm(oracle: Oracle, folder: Path) -> Iterator[dict[str, Any]]:
-    """Kill the program that holds vLLM, in the two usual shapes; say what is left of each."""
+    """Kill the program that holds vLLM, in the two usual shapes; say what is left of each.
+
+    Raises:
+        RuntimeError: It did not start.
+    """
     model = str(files("vllmport.pool") / "models" / "tiny")
     script, ready = folder / "in_process.py", folder / "ready"
     script.write_text(IN_PROCESS)
@@ -68,10 +72,11 @@ def _kill(oracle: Oracle, name: str, command: list[str], is_up: Any) -> dict[str
     oracle.kill(left | oracle.living())
     leftovers = oracle.files_left()
     oracle.remove_files()
+    if not up or len(doomed) < 2:
+        raise RuntimeError(f"{name} did not start")
     return {
         "program": name,
         "signal": "KILL",
-        "started": bool(up) and len(doomed) > 1,
         "survivors": survivors,
         "files": leftovers,
     }

@@ -126,7 +126,8 @@ def describe(cell: Mapping[str, Any]) -> str:
             f"    survivor {survivor['name']!r} ({session}, {survivor['variables']} variables): "
             f"{survivor['command'][:100]}"
         )
-    return "\n".join([*lines, *(f"    left: {path}" for path in cell["files"])])
+    lines += [f"    left: {path}" for path in cell["files"]]
+    return "\n".join([*lines, *(f"    log: {line}" for line in cell["log"])])
 
 
 # The document.
@@ -162,10 +163,16 @@ def _cells(title: str, content: Mapping[str, Any]) -> str:
 
 def _plain(content: Mapping[str, Any]) -> str:
     body = [
-        (row["program"], row["signal"], str(len(row["survivors"])), _names(row["survivors"]))
+        (
+            row["program"],
+            row["signal"],
+            str(len(row["survivors"])),
+            _names(row["survivors"]),
+            str(len(row["files"])),
+        )
         for row in content["programs"]
     ]
-    head = ("killed", "signal", "survivors after 10 s", "which")
+    head = ("killed", "signal", "survivors after 10 s", "which", "segments left")
     return f"Plain vLLM, without vllmport. {_where(content)}\n\n{_markdown(head, body)}"
 
 

@@ -41,6 +41,7 @@ class Result:
         problems: What was not as it had to be; empty if all was.
         survivors: What had to be gone and was not.
         files: Sockets, files and shared memory that were left.
+        log: The last lines that the pool logged, where something was wrong.
         limit: Whether all that is wrong is the known limit.
     """
 
@@ -51,13 +52,14 @@ class Result:
     problems: list[str] = field(default_factory=list)
     survivors: list[Survivor] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
     limit: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
         plain = {name: getattr(self, name) for name in ("clean", "service", "errors", "problems")}
         survivors = [survivor.to_json() for survivor in self.survivors]
-        rest = {"survivors": survivors, "files": self.files, "limit": self.limit}
+        rest = {"survivors": survivors, "files": self.files, "log": self.log, "limit": self.limit}
         return {**self.cell._asdict(), **plain, **rest}
 
 
@@ -69,10 +71,11 @@ class Strike:
         oracle: Sees what is left.
         result: Names the cell, and gets what it shows.
         keep: Leave survivors alone, for somebody else to find.
+        patience: Seconds after which what is left has survived.
     """
 
     def __init__(
-        self, session: Session, oracle: Oracle, result: Result, *, keep: bool = False
+        self, session: Session, oracle: Oracle, result: Result, *, keep: bool, patience: float
     ) -> None:
         self._session = session
         self._oracle = oracle
@@ -80,6 +83,7 @@ class Strike:
         self._engine: Engine = ENGINES[cell.engine]
         self._wanted: Expectation = expectation(cell)
         self._keep = keep
+        self._patience = patience
         self._result = result
 
     def run(self) -> None:
@@ -95,9 +99,12 @@ class Strike:
             self._oracle.note_segments()
         doomed = self._doomed(victims, known, self._oracle.below())
         begun = time.monotonic()
+        for call in self._session.calls:
+            if any("end" in line for line in call.caller.lines(call.order)):
+                raise CallerLost(f"{call.name} was over before the signal")
         send(victims, self._cell.signal)
         serving = self._ask_for_service() if wanted.service else 0
-        left = self._oracle.wait_gone(doomed, GRACE if wanted.graceful else PATIENCE)
+        left = self._oracle.wait_gone(doomed, GRACE if wanted.graceful else self._patience)
         if left:
             made = {known["supervisor"], known["spawner"], *known["workers"]}
             result.survivors = self._oracle.describe(left, made)
