@@ -49,15 +49,7 @@ def one(victim: str, moment: str, name: str) -> tuple[str, ...]:
     return ("--engine", "echo", "--victim", victim, "--moment", moment, "--signal", name)
 
 
-MISTOLD = pytest.mark.xfail(
-    strict=True, reason="a client of a pool that ends with its owner is told of a lost worker"
-)
-
-
-@pytest.mark.parametrize(
-    ("victim", "moment", "name"),
-    [pytest.param(*cell, marks=MISTOLD if "owner" in cell else ()) for cell in QUICK],
-)
+@pytest.mark.parametrize(("victim", "moment", "name"), QUICK)
 def test_nothing_survives_and_service_comes_back(
     tmp_path: Path, victim: str, moment: str, name: str
 ) -> None:

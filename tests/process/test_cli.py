@@ -186,10 +186,10 @@ def test_log_lines_name_model_worker_and_process(endpoint: str) -> None:
             pid = worker_pid(pool)
         server.terminate()
         _, log = server.communicate(timeout=PATIENCE)
-    fields = f"model=echo worker=echo/0 pid={pid}"
-    for event in ("spawned", "registered", "ready", "exited with status 0"):
-        assert any(event in line and fields in line for line in log.splitlines()), (event, log)
-    assert f"serving endpoint={endpoint}" in log
+    fields = f"worker=echo/0 pid={pid}"
+    for event in ("spawned", "registered", "ready", "draining", "exited", "cleared"):
+        assert f"INFO worker.{event} {fields}" in log
+    assert "cause=exited with status 0 expected=True" in log
 
 
 def test_unknown_key_of_a_configuration_is_refused_with_a_suggestion(tmp_path: Path) -> None:

@@ -188,6 +188,15 @@ class Dispatcher:
         if queue is not None:
             self._dispatch(queue, now)
 
+    def fail_all(self, error: VllmportError, now: float) -> None:
+        """End every call with this error, and abort those that run."""
+        for name in self._models:
+            self.refuse(name, error)
+        for call in list(self._calls.values()):
+            if call.state is CallState.RUNNING:
+                self._abort(call, now)
+                self._answer(call, error, CallEvent.EXPIRED)
+
     def in_flight(self, worker: str) -> int:
         """Return how many calls this worker holds."""
         return len(self._by_worker.get(worker, ()))

@@ -158,7 +158,7 @@ class Supervisor:
     def _on_deadline(self, now: float) -> None:
         """Kill what has not stopped within the time it had."""
         self._deadline = math.inf
-        self._fleet.hurry(now)
+        self._hurry(now)
 
     def _finished(self) -> bool:
         return self._stopping and not self._fleet.workers
@@ -205,7 +205,11 @@ class Supervisor:
             policy = self._plan.policy
             self._deadline = now + policy.drain_timeout + policy.stop_timeout
         if not drain:
-            self._fleet.hurry(now)
+            self._hurry(now)
+
+    def _hurry(self, now: float) -> None:
+        self._dispatcher.fail_all(PoolClosed("the pool stops and waits for no call"), now)
+        self._fleet.hurry(now)
 
     def _on_shutdown_verb(self, drain: bool) -> None:  # noqa: FBT001  # a callback
         self.stop(drain=drain)
