@@ -98,10 +98,8 @@ class Strike:
         if self._cell.moment in ("import", "load"):
             self._oracle.note_segments()
         doomed = self._doomed(victims, known, self._oracle.below())
+        self._check_calls_are_open()
         begun = time.monotonic()
-        for call in self._session.calls:
-            if any("end" in line for line in call.caller.lines(call.order)):
-                raise CallerLost(f"{call.name} was over before the signal")
         send(victims, self._cell.signal)
         serving = self._ask_for_service() if wanted.service else 0
         left = self._oracle.wait_gone(doomed, GRACE if wanted.graceful else self._patience)
@@ -134,6 +132,11 @@ class Strike:
         if not all(found):
             raise CallerLost(f"not there: {dict(zip(names, found, strict=True))}")
         return found
+
+    def _check_calls_are_open(self) -> None:
+        for call in self._session.calls:
+            if any("end" in line for line in call.caller.lines(call.order)):
+                raise CallerLost(f"{call.name} was over before the signal")
 
     def _engine_process(self, name: str) -> int:
         found = eventually(
