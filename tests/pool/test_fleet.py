@@ -365,6 +365,22 @@ def test_one_failed_replica_is_started_anew_and_the_others_go_on(bench: Bench) -
     assert bench.did() == [Serve("m/1", "m", 4), Settled("m", None)]
 
 
+def test_who_attaches_while_a_worker_restarts_hears_when_it_is_ready(ready: Bench) -> None:
+    ready.die()
+    ready.load(client=2)
+    ready.tick()
+    ready.up()
+    assert Settled("m", None) in ready.did()
+
+
+def test_a_load_that_may_heal_is_tried_again(bench: Bench) -> None:
+    bench.load()
+    bench.it.registered("m/0", bench.now)
+    bench.it.failed("m/0", StartupFailed("no memory yet", phase="load", retryable=True))
+    bench.die()
+    assert bench.state() is WorkerState.BACKOFF
+
+
 # Stopping.
 
 

@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zmq
 
@@ -34,6 +34,9 @@ from vllmport.bridge.messages import (
 )
 from vllmport.worker.engine import Engine
 from vllmport.worker.port import SocketPort
+
+if TYPE_CHECKING:
+    from vllmport.worker.relatives import Watch
 
 logger = logging.getLogger("vllmport.worker")
 
@@ -82,6 +85,7 @@ def _serve(socket: "zmq.Socket[bytes]", nonce: str) -> int:
     port.attach(engine)
     capacity = min(engine.capacity, SLOTS)
     socket.send_multipart(encode(Ready(capacity, engine.mode), pack(engine.info)))
+    watch = _watch_relatives() if spec["engine"] == "vllm" else None
     try:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # while it loads, it simply ends it
         engine.run(port)
@@ -93,8 +97,22 @@ def _serve(socket: "zmq.Socket[bytes]", nonce: str) -> int:
         port.fail_all(exc)
         logger.error("engine died: %s", exc.message)
         return EXIT_ENGINE_DIED
+    if watch is not None:
+        watch.close()
     engine.close()
     return 0
+
+
+def _watch_relatives() -> "Watch":
+    """End this process at once when one of the engine's ends: nothing good can follow."""
+    from vllmport.worker.relatives import Watch, engine_processes  # psutil is only for those
+
+    def die(pid: int) -> None:
+        sys.stderr.write(f"ERROR vllmport.worker: engine process {pid} has ended\n")
+        sys.stderr.flush()
+        os._exit(EXIT_ENGINE_DIED)
+
+    return Watch(engine_processes(), die)
 
 
 def _prepare(socket: "zmq.Socket[bytes]") -> None:

@@ -271,6 +271,7 @@ class Fleet:
             return
         was_ready = worker.state is READY
         was_stable = was_ready and now - worker.since >= self._policy.stable_after
+        model.settled = False
         restarting.note_death(worker, self._policy, now, was_stable=was_stable)
         if restarting.is_hopeless(worker, self._policy, was_ready=was_ready):
             worker.error = restarting.why_failed(worker, model.spec, self._policy, stderr)

@@ -19,7 +19,8 @@ def note_death(worker: Worker, policy: Policy, now: float, *, was_stable: bool) 
 
 def is_hopeless(worker: Worker, policy: Policy, *, was_ready: bool) -> bool:
     """A load that failed with a reason fails again; anything else may heal, a few times."""
-    if worker.error is not None and not was_ready and worker.error.phase == "load":
+    error = worker.error
+    if error is not None and not was_ready and error.phase == "load" and not error.retryable:
         return True
     if isinstance(worker.error, InvalidRequest):
         return True

@@ -1,0 +1,155 @@
+"""Each event is told when what it names happens, with what belongs to it.
+
+Those of calls are tested with calls, those of devices with devices, those of standbys with vLLM.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from control_groups import control_group
+from processes import PATIENCE, SLACK, eventually, is_running, worker_of, worker_pid
+from vllmport.bridge.events import EVENTS
+from vllmport.pool import LLM, Pool, StartupFailed, WorkerLost
+from vllmport.pool.client.events import EventStream
+
+
+def wait_for(stream: EventStream, name: str) -> dict[str, Any]:
+    """Return the next event of this name."""
+    while True:
+        event = stream.get(PATIENCE)
+        assert event is not None, f"the stream ended before {name}"
+        if event["event"] == name:
+            return event
+
+
+@contextmanager
+def watched(**policy: Any) -> Iterator[tuple[Pool, LLM, EventStream]]:
+    """A pool with an echo model, and its events from the beginning."""
+    with Pool(policy={"backoff_initial": 0.05, **policy}) as pool:
+        llm = pool.llm("echo", step_delay=0.005)
+        with pool.events(last=1000) as stream:
+            yield pool, llm, stream
+
+
+def test_the_life_of_a_pool_and_its_clients() -> None:
+    with watched() as (pool, _, stream):
+        status = pool.status()["supervisor"]
+        assert wait_for(stream, "pool.started")["pid"] == status["pid"]
+        with Pool.connect(pool.endpoint) as joined:
+            connected = wait_for(stream, "client.connected")
+            while connected["pid"] == os.getpid() and connected["client"] == 1:
+                connected = wait_for(stream, "client.connected")
+            assert joined.status()["supervisor"]["clients"] == 2
+        gone = wait_for(stream, "client.gone")
+        assert gone["client"] == connected["client"]
+        assert gone["reason"] in ("it left", "disconnected")
+        pool.call("shutdown", {"drain": True})
+        assert wait_for(stream, "pool.stopping")["drain"] is True
+
+
+def test_the_life_of_a_model() -> None:
+    with watched() as (pool, _, stream):
+        pid = worker_pid(pool)
+        assert wait_for(stream, "worker.ready")["mode"] == "echo"
+        assert wait_for(stream, "model.ready")["model"] == "echo"
+        pool.unload("echo")
+        draining = wait_for(stream, "worker.draining")
+        assert (draining["pid"], draining["reason"]) == (pid, "unloaded")
+        exited = wait_for(stream, "worker.exited")
+        assert (exited["expected"], exited["cause"]) == (True, "exited with status 0")
+        assert wait_for(stream, "worker.cleared")["pid"] == pid
+        assert wait_for(stream, "model.unloaded")["model"] == "echo"
+
+
+def test_a_worker_that_does_not_stop_when_asked_is_signalled() -> None:
+    with watched(stop_timeout=1.0) as (pool, _, stream):
+        os.kill(worker_pid(pool), signal.SIGSTOP)
+        pool.unload("echo")
+        signals = [wait_for(stream, "worker.signalled") for _ in range(3)]
+        assert [(event["signal"], event["scope"]) for event in signals] == [
+            ("SIGTERM", "leader"),
+            ("SIGTERM", "group"),
+            ("SIGKILL", "all"),
+        ]
+        assert wait_for(stream, "worker.exited")["expected"] is True
+
+
+def test_a_model_that_cannot_load_has_failed() -> None:
+    with watched() as (pool, _, stream):
+        with pytest.raises(StartupFailed):
+            pool.llm("echo", name="broken", fail_load="no such thing")
+        gave_up = wait_for(stream, "worker.gave_up")
+        assert (gave_up["worker"], gave_up["error"]) == ("broken/0", "no such thing")
+        assert wait_for(stream, "model.failed")["model"] == "broken"
+
+
+def test_a_model_whose_workers_keep_dying_is_unavailable() -> None:
+    with watched(fail_fast_after=1, backoff_initial=5.0) as (_, llm, stream):
+        with pytest.raises(WorkerLost):
+            llm.call("fault", {"kind": "exit"})
+        event = wait_for(stream, "model.unavailable")
+        assert (event["model"], event["reason"]) == ("echo", "exited with status 9")
+        assert event["retry_after"] > 0
+
+
+def test_a_spawner_that_died() -> None:
+    with watched() as (pool, _, stream):
+        spawner = pool.status()["spawner"]["pid"]
+        os.kill(spawner, signal.SIGKILL)
+        assert wait_for(stream, "spawner.lost")["pid"] == spawner
+
+
+def test_what_a_killed_pool_had_left(runtime_dir: Path) -> None:
+    with Pool() as killed:
+        killed.llm("echo")
+        status = killed.status()
+        run_dir = Path(killed.endpoint.removeprefix("ipc://")).parent
+        pids = [status["supervisor"]["pid"], status["spawner"]["pid"], worker_pid(killed)]
+        for signum in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in pids:
+                os.kill(pid, signum)
+        with watched() as (_, _, stream):
+            event = wait_for(stream, "orphan.reaped")
+            assert event["outcome"] == "removed"
+            assert event["what"] == str(run_dir)
+        assert not run_dir.exists()
+
+
+def test_what_cannot_be_killed_is_told_and_not_waited_for() -> None:
+    """A frozen process of the first kind of control group dies only when it is thawed."""
+    with (
+        control_group(("freezer", "freezer.state", "THAWED")) as group,
+        watched() as (pool, llm, stream),
+    ):
+        child = llm.call("fault", {"kind": "child", "ways": ["setsid"]})["pid"]
+        (group / "cgroup.procs").write_text(str(child))
+        (group / "freezer.state").write_text("FROZEN")
+        os.kill(worker_pid(pool), signal.SIGKILL)
+        try:
+            event = wait_for(stream, "worker.unkillable")
+            assert f"pid {child} " in event["left"]
+            eventually(lambda: worker_of(pool)["state"] == "READY", SLACK * 6)
+        finally:
+            (group / "freezer.state").write_text("THAWED")
+        eventually(lambda: not is_running_pid(child))
+
+
+def is_running_pid(pid: int) -> bool:
+    import psutil
+
+    try:
+        return is_running(psutil.Process(pid))
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_every_event_of_the_catalogue_is_in_a_test() -> None:
+    tests = Path(__file__).parents[1]
+    text = "".join(path.read_text() for path in tests.rglob("*.py"))
+    assert [name for name in EVENTS if f'"{name}"' not in text] == []
