@@ -19,7 +19,8 @@ def load_vllm(spec: Mapping[str, Any], port: Port) -> Engine:
     """Import vLLM, check the arguments and build the engine; call it from the main thread.
 
     Args:
-        spec: `model`, a path or a name; `engine_args`, vLLM's; `mode`, "on" or "off".
+        spec: `model`, a path or a name; `engine_args`, vLLM's; `mode`, "on" or "off"; `loras`,
+            the folders of adapters by name.
         port: Is told the stages.
 
     Raises:
@@ -39,7 +40,8 @@ def load_vllm(spec: Mapping[str, Any], port: Port) -> Engine:
     config, engine_args = engine_config(args, in_process=mode == "off")
     port.progress("loading", f"{args['model']} as {config.model_config.dtype}")
     try:
-        engine = driver(config, engine_args, port)
+        engine = driver(config, engine_args, port, spec.get("loras", {}))
+        engine.info["warnings"] = list(spec.get("warnings", ()))
         port.progress("warming up")
         engine.warm_up()
     except Exception as exc:  # any class at all: vLLM, torch, the operating system

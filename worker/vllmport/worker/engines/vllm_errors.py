@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
+import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from jinja2 import TemplateError
 from msgspec import ValidationError
@@ -23,9 +24,12 @@ from vllm.exceptions import (
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from vllmport.bridge.errors import (
+    CudaOutOfMemory,
     EngineDead,
     EngineError,
+    GpuMemoryUtilization,
     InvalidRequest,
+    KVCacheTooSmall,
     Overloaded,
     StartupFailed,
     VllmportError,
@@ -62,6 +66,8 @@ def as_request_error(  # noqa: C901, PLR0911  # one flat table of classes
             return InvalidRequest.of(parameter, plain(value), str(error.args[0]))
         case VLLMClientError() | ValueError() | TypeError() | ValidationError() | TemplateError():
             return InvalidRequest.of(parameter, plain(value), str(error))
+        case NotImplementedError():
+            return InvalidRequest.of(parameter, plain(value), str(error))
         case GracefulHTTPError():  # admission limits the user set on the engine itself
             return Overloaded(error.message)
         case RetryableRequestError():
@@ -87,9 +93,46 @@ def as_load_error(error: BaseException) -> VllmportError:
     """Say what an exception means that was raised while the engine was built."""
     if isinstance(error, VllmportError):
         return error
-    return StartupFailed(
-        f"{type(error).__name__}: {error}", phase="load", details={"class": class_name(error)}
+    cls, advice = _MEMORY.get(_origin(error), (StartupFailed, ""))
+    if isinstance(error, torch.OutOfMemoryError):
+        cls, advice = CudaOutOfMemory, _OUT_OF_MEMORY
+    return cls(
+        f"{type(error).__name__}: {error}{advice}",
+        phase="load",
+        details={"class": class_name(error)},
     )
+
+
+_OUT_OF_MEMORY = (
+    "; lower max_model_len, max_num_seqs or gpu_memory_utilization, use quantization or "
+    "cpu_offload_gb, or raise tensor_parallel_size"
+)
+_MEMORY: Mapping[tuple[str, str], tuple[type[StartupFailed], str]] = {
+    ("vllm.v1.core.kv_cache_utils", "_check_enough_kv_cache_memory"): (
+        KVCacheTooSmall,
+        "; lower max_model_len, raise kv_cache_memory_bytes or gpu_memory_utilization, or use "
+        "kv_cache_dtype='fp8'",
+    ),
+    ("vllm.v1.worker.utils", "request_memory"): (
+        GpuMemoryUtilization,
+        "; lower gpu_memory_utilization, set kv_cache_memory_bytes, or free the GPU",
+    ),
+    ("vllm.v1.worker.cpu_worker", "__init__"): (
+        GpuMemoryUtilization,
+        "; on the CPU, set kv_cache_memory_bytes",
+    ),
+}
+"""Where vLLM raises what it has no class for → ours, and what to do about it."""
+
+
+def _origin(error: BaseException) -> tuple[str, str]:
+    """Return module and function that raised an exception."""
+    trace = error.__traceback__
+    if trace is None:
+        return ("", "")
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return (trace.tb_frame.f_globals.get("__name__", ""), trace.tb_frame.f_code.co_name)
 
 
 @contextmanager
@@ -101,11 +144,13 @@ def blaming(parameter: str) -> Iterator[None]:
         raise as_request_error(exc, parameter) from exc
 
 
-def unknown(kind: str, name: str, value: Any, known: Iterable[str]) -> InvalidRequest:
+def unknown(
+    kind: str, name: str, value: Any, known: Iterable[str], parameter: str = ""
+) -> InvalidRequest:
     """Build the refusal of a name that does not exist, with the nearest one that does."""
     close = difflib.get_close_matches(name, list(known), n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return InvalidRequest.of(name, plain(value), f"unknown {kind} {name!r}{hint}")
+    return InvalidRequest.of(parameter or name, plain(value), f"unknown {kind} {name!r}{hint}")
 
 
 def refuse_missing(parameter: str, path: str) -> None:
