@@ -5,23 +5,29 @@ The connection and its thread are those of the sync client; only the waiting is 
 
 import asyncio
 import contextlib
+import math
 import time
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
 from vllmport.bridge.errors import PoolClosed, VllmportError
 from vllmport.bridge.limits import DEFAULT_WINDOW
 from vllmport.bridge.messages import Call
-from vllmport.bridge.timeouts import resolve_timeout
+from vllmport.bridge.timeouts import Timeouts, resolve_timeout
+from vllmport.pool.client.adapters import Adapters
+from vllmport.pool.client.aio_verbs import AsyncEngineVerbs
 from vllmport.pool.client.batch import Batch
 from vllmport.pool.client.connection import Connection
-from vllmport.pool.client.llm import LOAD_PROFILE
+from vllmport.pool.client.llm import LOAD_PROFILE, warn_of
 from vllmport.pool.client.mailbox import Done, Event, Failed, Item
+from vllmport.pool.client.pauses import Pauses
 from vllmport.pool.client.pool import CONTROL_TIMEOUT, RESTART_TIMEOUT, Pool, announce_demonstration
 from vllmport.pool.client.progress import batch_bar
 from vllmport.pool.client.requests import (
+    Extras,
+    Limits,
     Message,
     Params,
     Prompt,
@@ -34,6 +40,9 @@ from vllmport.pool.client.requests import (
     numbered,
 )
 from vllmport.pool.client.results import Delta, RequestOutput, deltas_from, result_from
+
+if TYPE_CHECKING:
+    from vllmport.pool.engine_args import EngineArgs
 
 T = TypeVar("T")
 
@@ -109,12 +118,20 @@ class AsyncStream(AsyncIterator[Delta]):
         result: The summary, without outputs, once the stream has ended; None before.
     """
 
-    def __init__(self, llm: "AsyncLLM", call: Call, args: dict[str, Any], timeout: float) -> None:
+    def __init__(
+        self,
+        llm: "AsyncLLM",
+        call: Call,
+        args: dict[str, Any],
+        timeout: float,
+        pauses: tuple[float, float] = (math.inf, math.inf),
+    ) -> None:
         self.result: RequestOutput | None = None
         self.request_id = call.request_id
         self._llm = llm
         self._request = (call, args, timeout)
         self._mailbox = LoopMailbox()
+        self._pauses = Pauses(*pauses, time.monotonic())
         self._connection: Connection | None = None
         self._call = 0
         self._taken = 0
@@ -155,9 +172,12 @@ class AsyncStream(AsyncIterator[Delta]):
             connection = await self._llm.connection()
             self._call = connection.submit(call, args, timeout, self._mailbox)
             self._connection = connection
-        match await self._mailbox.get():
+        match await self._mailbox.get(self._pauses.left(time.monotonic())):
+            case None:
+                raise self._pauses.exceeded()
             case Item(_, value):
                 self._ready = deltas_from(value)[::-1]
+                self._pauses.took(self._ready)
                 self._grant(self._connection)
             case Done(_, value, attempt):
                 self._ended = True
@@ -178,7 +198,7 @@ class AsyncStream(AsyncIterator[Delta]):
             self._connection.abandon(self._call)
 
 
-class AsyncLLM:
+class AsyncLLM(AsyncEngineVerbs):
     """A model of a pool, for coroutines. Methods, arguments and errors are those of `LLM`."""
 
     def __init__(self, pool: "AsyncPool", model: str | None, options: dict[str, Any]) -> None:
@@ -188,6 +208,7 @@ class AsyncLLM:
         self._pool = pool
         self._wait = bool(options.pop("wait"))
         self._load_arguments = load_arguments(model, name, **options)
+        self._adapters = Adapters()
         self._lease: Connection | None = None
         self._loading = asyncio.Lock()
 
@@ -220,12 +241,13 @@ class AsyncLLM:
         request_id: str | None = None,
         retry: Retry = None,
         use_tqdm: bool | Callable[..., Any] = False,
-        lora_request: Mapping[str, Any] | None = None,
+        **extras: Unpack[Extras],
     ) -> list[RequestOutput]:
         """Complete prompts; see `LLM.generate`."""
-        requests = generate_requests(prompts, sampling_params, {"lora_request": lora_request})
+        extras["lora_request"] = self._adapters.resolve(extras.get("lora_request"))
+        requests = generate_requests(prompts, sampling_params, extras)
         call = call_for(self.name, "generate", priority, request_id, retry=retry)
-        seconds = resolve_timeout(timeout, timeout_profile)
+        seconds = self._seconds(timeout, timeout_profile)
         return await self._batch(call, requests, result_from, seconds, use_tqdm)
 
     async def chat(
@@ -242,9 +264,10 @@ class AsyncLLM:
         **template: Any,
     ) -> list[RequestOutput]:
         """Answer conversations; see `LLM.chat`."""
+        template["lora_request"] = self._adapters.resolve(template.get("lora_request"))
         requests = chat_requests(messages, sampling_params, template)
         call = call_for(self.name, "chat", priority, request_id, retry=retry)
-        seconds = resolve_timeout(timeout, timeout_profile)
+        seconds = self._seconds(timeout, timeout_profile)
         return await self._batch(call, requests, result_from, seconds, use_tqdm)
 
     def stream(
@@ -257,12 +280,17 @@ class AsyncLLM:
         priority: int | None = None,
         request_id: str | None = None,
         retry: Retry = None,
-        lora_request: Mapping[str, Any] | None = None,
+        first_token_timeout: float | None = None,
+        token_timeout: float | None = None,
+        **extras: Unpack[Extras],
     ) -> AsyncStream:
         """Complete one prompt and yield what is new as it comes; see `LLM.stream`."""
-        (args,) = generate_requests([prompt], sampling_params, {"lora_request": lora_request})
+        extras["lora_request"] = self._adapters.resolve(extras.get("lora_request"))
+        (args,) = generate_requests([prompt], sampling_params, extras)
         call = call_for(self.name, "generate", priority, request_id, DEFAULT_WINDOW, retry)
-        return AsyncStream(self, call, args, resolve_timeout(timeout, timeout_profile))
+        pauses = self._pool.timeouts.pauses(first_token_timeout, token_timeout)
+        seconds = self._seconds(timeout, timeout_profile)
+        return AsyncStream(self, call, args, seconds, pauses)
 
     def stream_chat(
         self,
@@ -274,12 +302,17 @@ class AsyncLLM:
         priority: int | None = None,
         request_id: str | None = None,
         retry: Retry = None,
+        first_token_timeout: float | None = None,
+        token_timeout: float | None = None,
         **template: Any,
     ) -> AsyncStream:
         """Answer one conversation and yield what is new as it comes; see `LLM.stream_chat`."""
+        template["lora_request"] = self._adapters.resolve(template.get("lora_request"))
         (args,) = chat_requests(messages, sampling_params, template)
         call = call_for(self.name, "chat", priority, request_id, DEFAULT_WINDOW, retry)
-        return AsyncStream(self, call, args, resolve_timeout(timeout, timeout_profile))
+        pauses = self._pool.timeouts.pauses(first_token_timeout, token_timeout)
+        seconds = self._seconds(timeout, timeout_profile)
+        return AsyncStream(self, call, args, seconds, pauses)
 
     async def tokenize(self, prompt: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of a text."""
@@ -293,9 +326,8 @@ class AsyncLLM:
     async def call(self, verb: str, args: dict[str, Any], *, timeout: float | None = None) -> Any:
         """Call a verb of the engine by its name and return its plain result."""
         call = call_for(self.name, verb, None, None)
-        return (await self._batch(call, [args], lambda value, _: value, resolve_timeout(timeout)))[
-            0
-        ]
+        seconds = self._seconds(timeout)
+        return (await self._batch(call, [args], lambda value, _: value, seconds))[0]
 
     async def engine_config(self) -> dict[str, Any]:
         """Return what the engine resolved its arguments to."""
@@ -322,9 +354,25 @@ class AsyncLLM:
             if connection is not self._lease:
                 call = call_for("", "load", None, None)
                 arguments = {**self._load_arguments, "wait": self._wait}
-                await run_call(connection, call, arguments, resolve_timeout(profile=LOAD_PROFILE))
+                seconds = resolve_timeout(profile=LOAD_PROFILE)
+                warn_of(await run_call(connection, call, arguments, seconds))
                 self._lease = connection
         return connection
+
+    def _seconds(self, timeout: float | None = None, profile: str | None = None) -> float:
+        return self._pool.timeouts.seconds(timeout, profile)
+
+    async def _run(
+        self,
+        verb: str,
+        requests: list[dict[str, Any]],
+        convert: Callable[[Any], T],
+        **limits: Unpack[Limits],
+    ) -> list[T]:
+        call = call_for(self.name, verb, limits.get("priority"), limits.get("request_id"))
+        seconds = self._seconds(limits.get("timeout"), limits.get("timeout_profile"))
+        use_tqdm = limits.get("use_tqdm", False)
+        return await self._batch(call, requests, lambda value, _: convert(value), seconds, use_tqdm)
 
     async def _batch(
         self,
@@ -398,6 +446,15 @@ class AsyncPool:
         """
         return self._started().endpoint
 
+    @property
+    def timeouts(self) -> Timeouts:
+        """What holds for calls that name no timeout."""
+        return self._started().link.timeouts
+
+    @overload
+    def llm(self, model: Literal["echo"], **options: Any) -> AsyncLLM: ...
+
+    @overload
     def llm(
         self,
         model: str | None = None,
@@ -406,6 +463,22 @@ class AsyncPool:
         v1_multiprocessing: str = "auto",
         env: Mapping[str, str] | None = None,
         replicas: int = 1,
+        loras: Mapping[str, str] | None = None,
+        preset: str | None = None,
+        wait: bool = True,
+        **engine_args: "Unpack[EngineArgs]",
+    ) -> AsyncLLM: ...
+
+    def llm(
+        self,
+        model: str | None = None,
+        *,
+        name: str | None = None,
+        v1_multiprocessing: str = "auto",
+        env: Mapping[str, str] | None = None,
+        replicas: int = 1,
+        loras: Mapping[str, str] | None = None,
+        preset: str | None = None,
         wait: bool = True,
         **engine_args: Any,
     ) -> AsyncLLM:
@@ -417,6 +490,8 @@ class AsyncPool:
             "v1_multiprocessing": v1_multiprocessing,
             "env": env,
             "replicas": replicas,
+            "loras": loras,
+            "preset": preset,
             "wait": wait,
         }
         return AsyncLLM(self, model, {**options, "engine_args": engine_args})
