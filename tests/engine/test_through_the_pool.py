@@ -96,6 +96,10 @@ def test_several_sequences_and_logprobs_arrive_whole(llm: LLM) -> None:
             assert row[token].logprob <= 0
     assert result.prompt_logprobs is not None
     assert result.prompt_logprobs[0] is None
+    with llm.stream(FRANCE, SamplingParams(temperature=0, prompt_logprobs=1)) as stream:
+        list(stream)
+    assert stream.result is not None
+    assert len(stream.result.prompt_logprobs or ()) == len(stream.result.prompt_token_ids or ())
 
 
 def test_a_stop_string_is_named(llm: LLM) -> None:
