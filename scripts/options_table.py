@@ -43,7 +43,7 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("structured outputs, old and new spelling", RUNS, "test_each_kind_of_constraint_holds"),
     ("max_num_batched_tokens", RUNS, "test_max_num_batched_tokens_cuts_a_prompt_into_steps"),
     ("max_num_seqs", RUNS, "test_max_num_seqs_of_one_never_runs_two"),
-    ("scheduling_policy, priority", RUNS, "test_priorities_decide_who_runs_next"),
+    ("priority of a call", RUNS, "test_priorities_decide_who_runs_next"),
     ("preset: throughput", RUNS, "test_a_cache_of_fp8_holds_more_and_throughput"),
     ("preset: latency", RUNS, "test_max_num_seqs_of_one_never_runs_two"),
     ("preset: memory", RUNS, "test_code_that_comes_with_a_model_runs_only_if_trusted"),
