@@ -161,10 +161,10 @@ def test_priorities_decide_who_runs_next(small: LLM, pool: Pool) -> None:
     filling.append(small.stream("1 2 3", params))
     next(filling[0])
     threads = []
-    for count, (name, priority) in enumerate((("late", 5), ("early", -5)), 1):
+    for name, priority in (("late", 5), ("early", -5)):
         threads.append(threading.Thread(target=call, args=(name, priority)))
         threads[-1].start()
-        eventually(lambda count=count: queued() == count)
+        eventually(lambda: queued() == len(threads))
     for stream in filling:
         list(stream)
     for thread in threads:

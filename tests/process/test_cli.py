@@ -230,3 +230,30 @@ def test_version_and_help() -> None:
 
 def _command(*args: str) -> tuple[str, ...]:
     return (sys.executable, "-m", "vllmport.pool.cli", *args)
+
+
+def test_a_file_that_has_changed_since_is_told_of(endpoint: str, tmp_path: Path) -> None:
+    path = tmp_path / "pool.toml"
+    path.write_text('[models.echo]\nmodel = "echo"\n')
+    with serving(endpoint, str(path)):
+        assert "restart needed" not in vllmport("status", "--endpoint", endpoint).stdout
+        path.write_text('[models.echo]\nmodel = "echo"\nreplicas = 2\n')
+        said = " ".join(vllmport("status", "--endpoint", endpoint).stdout.split())
+        assert "has changed since: restart needed" in said
+
+
+def test_options_and_environments_of_the_command(endpoint: str, tmp_path: Path) -> None:
+    path = tmp_path / "pool.toml"
+    path.write_text('log_level = "info"\n[environments.prod]\nlog_level = "error"\n')
+    shown = vllmport("config", "show", str(path), "--environment", "prod").stdout
+    assert "log_level = 'error'  # environments.prod" in shown
+    assert "workers' python = " in shown
+    options = ("--model", "echo", "-o", "replicas=2", "-o", "step_delay=0.001")
+    with serving(endpoint, *options):
+        found = json.loads(vllmport("status", "--endpoint", endpoint, "--json").stdout)
+        (model,) = found["models"]
+        assert (model["replicas"], model["engine_args"]) == (2, {"step_delay": 0.001})
+    assert vllmport("serve", "-o", "replicas=2").returncode == 2
+    said = vllmport("setup", "--engine", "cpu", "--dry-run").stdout
+    assert "-m pip install torch==" in said
+    assert "vllmport" in said

@@ -308,6 +308,8 @@ def _show(found: dict[str, Any]) -> None:
         f"pool at {supervisor['endpoint']}, supervisor {supervisor['pid']}, "
         f"{supervisor['clients']} clients"
     )
+    if _has_changed(supervisor["config"]):
+        console.print(f"{supervisor['config']['path']} has changed since: restart needed")
     table = Table(
         "worker", "state", "mode", "pid", "in flight", "restarts", "last exit", "note", box=None
     )
@@ -324,6 +326,13 @@ def _show(found: dict[str, Any]) -> None:
             f"model {model['name']}: {model['state']}, {model['queued']} queued, "
             f"{model['leases']} leases"
         )
+
+
+def _has_changed(config: dict[str, str]) -> bool:
+    """Tell whether the file that a pool was started from says something else by now."""
+    from vllmport.pool.config import digest
+
+    return bool(config) and digest(Path(config["path"])) != config["digest"]
 
 
 def _state_dir() -> Path:

@@ -4,6 +4,7 @@ The only file of the pool that knows pydantic; the supervisor gets the finished 
 """
 
 import difflib
+import hashlib
 import math
 import os
 import tomllib
@@ -122,6 +123,7 @@ class PoolConfig(BaseModel):
     policy: Policy = Field(default_factory=Policy)
 
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
+    _file: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @field_validator("policy")
     @classmethod
@@ -166,6 +168,7 @@ class PoolConfig(BaseModel):
             aliases=aliases,
             policy=self.policy,
             timeouts=self.timeouts.to_timeouts().to_wire(),
+            config=self._file,
             log_level=self.log_level or ("debug" if self.verbose else "info"),
             process_group_kill=self.process_group_kill,
             owner_pid=owner_pid,
@@ -184,9 +187,11 @@ def load_config(source: Any, overrides: Mapping[str, Any]) -> PoolConfig:
     """
     settings = checked(layers_of(source, overrides))
     if isinstance(source, PoolConfig):
-        settings._folder = source._folder  # noqa: SLF001  # its own class
+        settings._folder, settings._file = source._folder, source._file  # noqa: SLF001  # its own
     elif isinstance(source, str | Path):
-        settings._folder = Path(source).absolute().parent  # noqa: SLF001
+        path = Path(source).absolute()
+        settings._folder = path.parent  # noqa: SLF001
+        settings._file = {"path": str(path), "digest": digest(path)}  # noqa: SLF001
     return settings
 
 
@@ -234,6 +239,14 @@ def checked(layers: Layers) -> PoolConfig:
         return PoolConfig.model_validate(layers.merged)
     except ValidationError as exc:
         raise _as_invalid_request(exc) from exc
+
+
+def digest(path: Path) -> str:
+    """Return what tells one content of a file from another; "" if it is gone."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

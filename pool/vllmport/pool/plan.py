@@ -123,6 +123,7 @@ class Plan:
         models: What to start at once, and to keep whoever leaves.
         aliases: Model name as callers write it → folder or hub name.
         policy: Limits and patience.
+        config: The file this was made of, if any, and a digest of what it said: `path`, `digest`.
         log_level: Of the supervisor, and of vLLM unless its own variable says otherwise.
         process_group_kill: Whether workers may rely on their group being killed with them.
         timeouts: What clients are told of time-outs, as `Timeouts.to_wire` makes it.
@@ -137,6 +138,7 @@ class Plan:
     aliases: dict[str, str] = field(default_factory=dict)
     policy: Policy = field(default_factory=Policy)
     timeouts: dict[str, Any] = field(default_factory=lambda: Timeouts().to_wire())
+    config: dict[str, str] = field(default_factory=dict)
     log_level: str = "info"
     process_group_kill: bool = True
     owner_pid: int = 0

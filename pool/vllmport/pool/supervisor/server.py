@@ -297,6 +297,7 @@ class Supervisor:
                 "product": self._welcome.product,
                 "endpoint": self._plan.endpoint,
                 "log_dir": self._plan.log_dir,
+                "config": self._plan.config,
                 "stopping": self._stopping,
                 "clients": len(self._clients),
             },
