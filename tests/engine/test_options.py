@@ -286,6 +286,11 @@ def test_tensor_parallelism_makes_two_workers(pool: Pool) -> None:
         ({"quantization": "fp8"}, StartupFailed, None),
         ({"quantization": "awq"}, (InvalidRequest, StartupFailed), "(?i)awq"),
         ({"kv_cache_memory_bytes": 1 << 16}, KVCacheTooSmall, "lower max_model_len"),
+        (
+            {"kv_cache_memory_bytes": 1 << 16, "v1_multiprocessing": "on"},
+            KVCacheTooSmall,
+            "lower max_model_len",
+        ),
         ({"enable_sleep_mode": True}, (InvalidRequest, StartupFailed), "(?i)sleep mode"),
         ({"gpu_memory_utilization": 2.0}, InvalidRequest, "gpu_memory_utilization"),
     ],

@@ -34,6 +34,7 @@ from vllmport.bridge.errors import (
     StartupFailed,
     VllmportError,
 )
+from vllmport.worker.causes import Cause
 
 _CONFIG_NAMES = {"cache_dtype": "kv_cache_dtype", "method": "quantization"}
 """Fields of vLLM's configuration that its engine arguments call by another name."""
@@ -89,18 +90,22 @@ def as_config_error(error: BaseException, args: Mapping[str, Any]) -> VllmportEr
     return as_load_error(error)
 
 
-def as_load_error(error: BaseException) -> VllmportError:
-    """Say what an exception means that was raised while the engine was built."""
+def as_load_error(error: BaseException, cause: Cause | None = None) -> VllmportError:
+    """Say what an exception means that was raised while the engine was built.
+
+    Args:
+        error: What was raised here.
+        cause: What a process of the engine said of its own failure, which is what counts then.
+    """
     if isinstance(error, VllmportError):
         return error
-    cls, advice = _MEMORY.get(_origin(error), (StartupFailed, ""))
-    if isinstance(error, torch.OutOfMemoryError):
+    cause = cause or Cause.of(error)
+    cls, advice = _MEMORY.get((cause.module, cause.function), (StartupFailed, ""))
+    if cause.name == class_of(torch.OutOfMemoryError):
         cls, advice = CudaOutOfMemory, _OUT_OF_MEMORY
-    return cls(
-        f"{type(error).__name__}: {error}{advice}",
-        phase="load",
-        details={"class": class_name(error)},
-    )
+    name = cause.name.rpartition(".")[2]
+    text = f"{name}: {cause.text}{advice}"
+    return cls(text, phase="load", details={"class": cause.name})
 
 
 _OUT_OF_MEMORY = (
@@ -123,16 +128,6 @@ _MEMORY: Mapping[tuple[str, str], tuple[type[StartupFailed], str]] = {
     ),
 }
 """Where vLLM raises what it has no class for → ours, and what to do about it."""
-
-
-def _origin(error: BaseException) -> tuple[str, str]:
-    """Return module and function that raised an exception."""
-    trace = error.__traceback__
-    if trace is None:
-        return ("", "")
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    return (trace.tb_frame.f_globals.get("__name__", ""), trace.tb_frame.f_code.co_name)
 
 
 @contextmanager
@@ -168,7 +163,12 @@ def plain(value: Any) -> Any:
 
 def class_name(error: BaseException) -> str:
     """Return the full name of an exception's class."""
-    return f"{type(error).__module__}.{type(error).__qualname__}"
+    return class_of(type(error))
+
+
+def class_of(cls: type) -> str:
+    """Return the full name of a class."""
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _no_hub(error: BaseException, args: Mapping[str, Any]) -> StartupFailed:
