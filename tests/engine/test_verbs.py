@@ -241,7 +241,7 @@ def test_a_method_of_the_workers_is_called_by_name(full: LLM) -> None:
     assert full.collective_rpc("check_health") == [None]
     with pytest.raises((InvalidRequest, EngineError), match="no_such_method"):
         full.collective_rpc("no_such_method")
-    with pytest.raises(EngineError, match="cannot travel"):
+    with pytest.raises(EngineError, match=r"cannot travel|Can't pickle"):
         full.collective_rpc("get_model")
     assert "worker_extension_cls" in str(refusal(lambda: full.collective_rpc(print)))
 

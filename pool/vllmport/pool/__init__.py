@@ -33,8 +33,9 @@ if TYPE_CHECKING:
         WorkerLost,
     )
     from vllmport.bridge.timeouts import with_timeout
-    from vllmport.pool.client.aio import AsyncLLM, AsyncPool, AsyncStream
-    from vllmport.pool.client.llm import LLM, Stream
+    from vllmport.pool.client.aio import AsyncLLM, AsyncPool
+    from vllmport.pool.client.aio_stream import AsyncStream
+    from vllmport.pool.client.llm import LLM
     from vllmport.pool.client.params import (
         BeamSearchParams,
         LoRARequest,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
         ScoringRequestOutput,
     )
     from vllmport.pool.client.results import CompletionOutput, Delta, Logprob, RequestOutput
+    from vllmport.pool.client.stream import Stream
 
 __all__ = [
     "LLM",
@@ -108,8 +110,10 @@ __all__ = [
 
 _HOMES = {
     "vllmport.bridge.timeouts": ("with_timeout",),
-    "vllmport.pool.client.aio": ("AsyncLLM", "AsyncPool", "AsyncStream"),
-    "vllmport.pool.client.llm": ("LLM", "Stream"),
+    "vllmport.pool.client.aio": ("AsyncLLM", "AsyncPool"),
+    "vllmport.pool.client.aio_stream": ("AsyncStream",),
+    "vllmport.pool.client.llm": ("LLM",),
+    "vllmport.pool.client.stream": ("Stream",),
     "vllmport.pool.client.params": (
         "BeamSearchParams",
         "LoRARequest",

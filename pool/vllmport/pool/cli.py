@@ -26,8 +26,9 @@ from vllmport.bridge.errors import (
     VllmportError,
 )
 from vllmport.pool import cli_config
-from vllmport.pool.client.llm import LLM, Stream
+from vllmport.pool.client.llm import LLM
 from vllmport.pool.client.pool import Pool, announce_demonstration
+from vllmport.pool.client.stream import Stream
 from vllmport.pool.endpoint import default_endpoint, runtime_dir
 
 EXIT_STATUS: dict[type[VllmportError], int] = {

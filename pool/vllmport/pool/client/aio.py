@@ -1,15 +1,12 @@
-"""The same client for asyncio: AsyncPool, AsyncLLM, AsyncStream.
+"""The same client for asyncio: AsyncPool, AsyncLLM.
 
 The connection and its thread are those of the sync client; only the waiting is different.
 """
 
 import asyncio
 import contextlib
-import math
 import time
-import weakref
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
 from vllmport.bridge.errors import PoolClosed, VllmportError
@@ -17,12 +14,13 @@ from vllmport.bridge.limits import DEFAULT_WINDOW
 from vllmport.bridge.messages import Call
 from vllmport.bridge.timeouts import Timeouts, resolve_timeout
 from vllmport.pool.client.adapters import Adapters
+from vllmport.pool.client.aio_stream import AsyncStream
 from vllmport.pool.client.aio_verbs import AsyncEngineVerbs
 from vllmport.pool.client.batch import Batch
 from vllmport.pool.client.connection import Connection
 from vllmport.pool.client.llm import LOAD_PROFILE, warn_of
-from vllmport.pool.client.mailbox import Done, Event, Failed, Item
-from vllmport.pool.client.pauses import Pauses
+from vllmport.pool.client.loop import LoopMailbox
+from vllmport.pool.client.mailbox import Done, Failed
 from vllmport.pool.client.pool import CONTROL_TIMEOUT, RESTART_TIMEOUT, Pool, announce_demonstration
 from vllmport.pool.client.progress import batch_bar
 from vllmport.pool.client.requests import (
@@ -39,163 +37,12 @@ from vllmport.pool.client.requests import (
     load_arguments,
     numbered,
 )
-from vllmport.pool.client.results import Delta, RequestOutput, deltas_from, result_from
+from vllmport.pool.client.results import RequestOutput, result_from
 
 if TYPE_CHECKING:
     from vllmport.pool.engine_args import EngineArgs
 
 T = TypeVar("T")
-
-
-class _Courier:
-    """Wakes the mailboxes of one event loop: one call into the loop, however many got something."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._filled: list[LoopMailbox] = []
-        self._coming = False
-
-    def announce(self, mailbox: "LoopMailbox") -> None:
-        """Have a mailbox looked at soon; called by whoever reads the socket."""
-        self._filled.append(mailbox)
-        if not self._coming:
-            self._coming = True
-            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
-                self._loop.call_soon_threadsafe(self._deliver)
-
-    def _deliver(self) -> None:
-        self._coming = False  # first: what is announced from here on comes with the next round
-        filled, self._filled = self._filled, []
-        for mailbox in filled:
-            mailbox.wake()
-
-
-_couriers: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Courier]" = (
-    weakref.WeakKeyDictionary()
-)
-
-
-class LoopMailbox:
-    """A mailbox for a coroutine."""
-
-    can_read = False
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._courier = _couriers.get(self._loop) or _couriers.setdefault(
-            self._loop, _Courier(self._loop)
-        )
-        self._events: deque[Event] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-
-    def put(self, event: Event) -> None:
-        """Add an event; called by whoever reads the socket."""
-        self._events.append(event)
-        self._courier.announce(self)
-
-    def wake(self) -> None:
-        """Let the coroutine that waits look again."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def get(self, timeout: float | None = None) -> Event | None:
-        """Wait for the next event; None if nothing came within `timeout` seconds."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout) if timeout is not None else _forever:
-                while not self._events:
-                    self._waiter = self._loop.create_future()
-                    await self._waiter
-        return self._events.popleft() if self._events else None
-
-
-_forever = contextlib.nullcontext()
-
-
-class AsyncStream(AsyncIterator[Delta]):
-    """The deltas of one call. Leave the loop early and `await aclose()`, or cancel the task.
-
-    Attributes:
-        result: The summary, without outputs, once the stream has ended; None before.
-    """
-
-    def __init__(
-        self,
-        llm: "AsyncLLM",
-        call: Call,
-        args: dict[str, Any],
-        timeout: float,
-        pauses: tuple[float, float] = (math.inf, math.inf),
-    ) -> None:
-        self.result: RequestOutput | None = None
-        self.request_id = call.request_id
-        self._llm = llm
-        self._request = (call, args, timeout)
-        self._mailbox = LoopMailbox()
-        self._pauses = Pauses(*pauses, time.monotonic())
-        self._connection: Connection | None = None
-        self._call = 0
-        self._taken = 0
-        self._ready: list[Delta] = []
-        self._ended = False
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Delta:
-        while not self._ready:
-            if self._ended:
-                raise StopAsyncIteration
-            try:
-                await self._advance()
-            except BaseException:  # a cancelled task: the call must not go on unseen
-                await self.aclose()
-                raise
-        return self._ready.pop()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    def __del__(self) -> None:
-        if not getattr(self, "_ended", True):
-            self._abandon()
-
-    async def aclose(self) -> None:
-        """Cancel the call if it still runs."""
-        self._abandon()
-
-    async def _advance(self) -> None:
-        if self._connection is None:
-            call, args, timeout = self._request
-            connection = await self._llm.connection()
-            self._call = connection.submit(call, args, timeout, self._mailbox)
-            self._connection = connection
-        match await self._mailbox.get(self._pauses.left(time.monotonic())):
-            case None:
-                raise self._pauses.exceeded()
-            case Item(_, value):
-                self._ready = deltas_from(value)[::-1]
-                self._pauses.took(self._ready)
-                self._grant(self._connection)
-            case Done(_, value, attempt):
-                self._ended = True
-                self.result = result_from(value, attempt)
-            case Failed(_, error):
-                self._ended = True
-                raise error
-
-    def _grant(self, connection: Connection) -> None:
-        self._taken += 1
-        if self._taken >= DEFAULT_WINDOW // 2:
-            connection.credit(self._call, self._taken)
-            self._taken = 0
-
-    def _abandon(self) -> None:
-        self._ended = True
-        if self._connection is not None:
-            self._connection.abandon(self._call)
 
 
 class AsyncLLM(AsyncEngineVerbs):
