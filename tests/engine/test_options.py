@@ -300,7 +300,7 @@ def test_what_this_machine_cannot_do_is_a_typed_error_and_the_pool_goes_on(
     pool: Pool, off: LLM, options: dict[str, Any], error: Any, text: str | None
 ) -> None:
     with pytest.raises(error, match=text):
-        pool.llm("tiny", name="impossible", env=UNBOUND, **options)
+        pool.llm("tiny", name=f"impossible {options}", env=UNBOUND, **options)
     assert text_of(off) == " Paris."
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 
 OPEN, GATED = "facebook/opt-125m", "meta-llama/Llama-2-7b-hf"
 TOKEN = "hf_token-of-the-test"
+NUMBERS = count(1)  # a name is free again only when its last worker is gone
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
 
 
@@ -36,7 +38,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def loaded(pool: Pool, model: str, env: dict[str, str], **options: Any) -> LLM:
     options |= {"v1_multiprocessing": "off", "enforce_eager": True}
-    return pool.llm(model, name="from the hub", env={**UNBOUND, **env}, **options)
+    return pool.llm(model, name=f"source {next(NUMBERS)}", env={**UNBOUND, **env}, **options)
 
 
 def works(llm: LLM) -> bool:
