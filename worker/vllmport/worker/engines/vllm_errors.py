@@ -85,6 +85,8 @@ def as_config_error(error: BaseException, args: Mapping[str, Any]) -> VllmportEr
             return _refused_fields(error, args)
         case LocalEntryNotFoundError() | OfflineModeIsEnabled() | HfHubHTTPError():
             return _no_hub(error, args)
+        case OSError() if not Path(args["model"]).exists():  # transformers' word for the same
+            return _no_hub(error, args)
         case VLLMClientError() | ValueError() | TypeError():
             return InvalidRequest.of("", None, str(error), phase="load")
     return as_load_error(error)
