@@ -21,6 +21,7 @@ NOT_PARAMETERS = {"self", "use_tqdm", "concurrency_limit"}
 """`use_tqdm` travels in `limits`; `concurrency_limit` is the engine's own matter."""
 
 
+@pytest.mark.filterwarnings("ignore")  # vLLM's and torch's own
 def test_every_public_method_of_vllms_class_is_there_or_says_why_not() -> None:
     import vllm
 
