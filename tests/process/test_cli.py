@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from processes import (
@@ -256,4 +257,18 @@ def test_options_and_environments_of_the_command(endpoint: str, tmp_path: Path) 
     assert vllmport("serve", "-o", "replicas=2").returncode == 2
     said = vllmport("setup", "--engine", "cpu", "--dry-run").stdout
     assert "-m pip install torch==" in said
-    assert "vllmport" in said
+    assert "[cpu]" in said
+
+
+@pytest.mark.slow
+def test_workers_run_in_the_environment_that_setup_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLMPORT_VENV", str(tmp_path / "venv"))
+    done = vllmport("setup", "--engine", "none")
+    assert done.returncode == 0, done.stdout + done.stderr
+    with Pool() as pool, pool.llm("echo") as llm:
+        assert llm.generate("abc", {"max_tokens": 1})[0].outputs[0].text == "a"
+        command = psutil.Process(worker_pid(pool)).cmdline()
+        assert command[0] == str(tmp_path / "venv" / "bin" / "python3")
+        assert psutil.Process(pool.status()["supervisor"]["pid"]).cmdline()[0] == sys.executable

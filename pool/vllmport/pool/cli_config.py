@@ -70,7 +70,9 @@ def _origin(path: str, origins: dict[str, str]) -> str:
 @click.command()
 @_file
 @_environment
-@click.option("--engine", type=click.Choice(["cpu", "gpu"]), help="Instead of looking for a GPU.")
+@click.option(
+    "--engine", type=click.Choice(["cpu", "gpu", "none"]), help="Instead of looking for a GPU."
+)
 @click.option("--dry-run", is_flag=True, help="Only print what would be run.")
 def setup(
     config: Path | None,
@@ -119,11 +121,12 @@ def engine_options(texts: tuple[str, ...]) -> dict[str, Any]:
 
 def _this_distribution(extra: str) -> list[str]:
     """Say how to install what runs here: the same folder, or the same version."""
+    extra = "" if extra == "none" else f"[{extra}]"
     told = distribution("vllmport").read_text("direct_url.json")
     url = loads(told)["url"] if told else ""
     if url.startswith("file://"):
-        return ["--editable", f"{url.removeprefix('file://')}[{extra}]"]
-    return [f"vllmport[{extra}]=={version('vllmport')}"]
+        return ["--editable", f"{url.removeprefix('file://')}{extra}"]
+    return [f"vllmport{extra}=={version('vllmport')}"]
 
 
 def _engine_here() -> str:

@@ -216,7 +216,8 @@ class AsyncLLM(AsyncEngineVerbs):
         convert: Callable[[Any], T],
         **limits: Unpack[Limits],
     ) -> list[T]:
-        call = call_for(self.name, verb, limits.get("priority"), limits.get("request_id"))
+        priority, request_id = limits.get("priority"), limits.get("request_id")
+        call = call_for(self.name, verb, priority, request_id, retry=limits.get("retry"))
         seconds = self._seconds(limits.get("timeout"), limits.get("timeout_profile"))
         use_tqdm = limits.get("use_tqdm", False)
         return await self._batch(call, requests, lambda value, _: convert(value), seconds, use_tqdm)

@@ -310,7 +310,8 @@ class LLM(EngineVerbs, VllmMethods):
         **limits: Unpack[Limits],
     ) -> list[T]:
         seconds = self._seconds(limits.get("timeout"), limits.get("timeout_profile"))
-        call = call_for(self.name, verb, limits.get("priority"), limits.get("request_id"))
+        priority, request_id = limits.get("priority"), limits.get("request_id")
+        call = call_for(self.name, verb, priority, request_id, retry=limits.get("retry"))
         use_tqdm = limits.get("use_tqdm", False)
         return self._batch(call, requests, lambda value, _: convert(value), seconds, use_tqdm)
 

@@ -45,6 +45,7 @@ class Limits(TypedDict, total=False):
     timeout_profile: str | None
     priority: int | None
     request_id: str | None
+    retry: Retry
     use_tqdm: bool | Callable[..., Any]
 
 
