@@ -1,5 +1,6 @@
 """`vllmport config show` and `vllmport setup`: what holds, who said so, the workers' venv."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -97,7 +98,8 @@ def setup_commands(settings: "PoolConfig", engine: str) -> list[list[str]]:
     pip = [python, "-m", "pip", "install"]
     commands = [] if Path(python).exists() else [[sys.executable, "-m", "venv", str(venv)]]
     if engine == "cpu":
-        commands.append([*pip, TORCH])
+        index = os.environ.get("VLLMPORT_TORCH_INDEX")
+        commands.append([*pip, *(["--index-url", index] if index else []), TORCH])
     return [*commands, [*pip, *_this_distribution(engine)]]
 
 

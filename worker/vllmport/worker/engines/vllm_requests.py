@@ -121,9 +121,10 @@ def sampling_params(
     if given is None and guided is None:
         params = SamplingParams.from_optional(**engine.model_config.get_diff_sampling_param())
     else:
-        _check_map("sampling_params", given or {})
+        given = {} if given is None else given
+        _check_map("sampling_params", given)
         old = {"guided_decoding": guided} if guided is not None else {}
-        modern, notes = modern_sampling_params({**(given or {}), **old})
+        modern, notes = modern_sampling_params({**given, **old})
         params = _sampling(modern)
     params.output_kind = RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY
     return params, notes
@@ -131,8 +132,9 @@ def sampling_params(
 
 def pooling_params(given: Any) -> tuple[PoolingParams, list[str]]:
     """Build the pooling parameters of one call, with notes on what was translated."""
-    _check_map("pooling_params", given or {})
-    modern, notes = modern_pooling_params(given or {})
+    given = {} if given is None else given
+    _check_map("pooling_params", given)
+    modern, notes = modern_pooling_params(given)
     _check_names("pooling parameter", modern, _POOLED)
     return _built(PoolingParams, modern, "pooling_params"), notes
 
