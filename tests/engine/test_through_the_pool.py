@@ -256,7 +256,7 @@ def test_what_can_never_load_is_refused_by_name(
     with pytest.raises(InvalidRequest) as caught:
         pool.llm(model, name="refused", **options)
     assert parameter in (caught.value.parameter, *caught.value.parameter.split("."))
-    assert caught.value.details["interpreter"]
+    assert caught.value.details.get("interpreter") or parameter != "model", "a worker looked"
     assert text_of(off.generate(FRANCE, GREEDY)) == " Paris."
 
 
