@@ -40,6 +40,7 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("max_lora_rank, max_loras", REFUSED, "test_an_adapter_of_a_higher_rank_is_refused"),
     ("lora_extra_vocab_size", RUNS, "test_the_engine_says_what_the_options_became"),
     ("guided_decoding_backend", RUNS, "test_the_other_backends_constrain_as_well"),
+    ("backend lm-format-enforcer (CPU build)", REFUSED, "test_a_backend_that_cannot_run_here"),
     ("structured outputs, old and new spelling", RUNS, "test_each_kind_of_constraint_holds"),
     ("max_num_batched_tokens", RUNS, "test_max_num_batched_tokens_cuts_a_prompt_into_steps"),
     ("max_num_seqs", RUNS, "test_max_num_seqs_of_one_never_runs_two"),

@@ -185,6 +185,18 @@ def test_the_other_backends_constrain_as_well(pool: Pool, backend: str) -> None:
                 assert re.fullmatch(pattern, text), text
 
 
+def test_a_backend_that_cannot_run_here_is_a_typed_error_and_the_engine_goes_on(
+    pool: Pool,
+) -> None:
+    """lm-format-enforcer asks for a distribution called vllm, which the CPU build is not."""
+    config = {"backend": "lm-format-enforcer"}
+    with pool.llm("tiny", name="enforcer", env=UNBOUND, structured_outputs_config=config) as llm:
+        params = SamplingParams(structured_outputs={"choice": ["Rome", "Oslo"]})
+        with pytest.raises((InvalidRequest, EngineError)):
+            llm.generate(FRANCE, params, timeout=60)
+        assert text_of(llm.generate(FRANCE, GREEDY)) == " Paris."
+
+
 def test_two_constraints_at_one_time_are_refused(full: LLM) -> None:
     params = SamplingParams(structured_outputs={"regex": "a", "choice": ["a"]})
     assert "one kind" in str(refusal(lambda: full.generate(FRANCE, params)))
