@@ -1,6 +1,6 @@
 # Everything a checkout needs, one word each. `make` alone lists the words.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check gpu-check model bench-quick chaos clean
+.PHONY: help setup demo test check gpu-check model bindings bench-quick chaos clean
 
 # Not called PYTHON: that is the name of the interpreter setup starts from.
 PY := .venv/bin/python
@@ -31,6 +31,10 @@ gpu-check: ## run the tests that need an NVIDIA GPU (PY=python for another envir
 
 model: setup ## train the bundled tiny model and its adapter again
 	$(PY) scripts/build_tiny_model.py
+
+bindings: setup ## write the manifest of the installed vLLM, and the Python types made of it
+	$(PY) scripts/manifest.py
+	$(PY) scripts/bindings.py
 
 bench-quick: setup ## measure calls and tokens a second, in a minute or so
 	@$(PY) bench/quick.py

@@ -12,9 +12,11 @@ from vllmport.bridge.limits import MAX_TIMEOUT_MS
 from vllmport.bridge.timeouts import (
     LIBRARY_PROFILE,
     PROFILES,
+    Timeouts,
     from_wire,
     resolve_timeout,
     to_wire,
+    with_timeout,
 )
 
 
@@ -72,3 +74,33 @@ def test_what_is_left_is_rounded_up_and_never_negative() -> None:
 @given(st.integers(0, MAX_TIMEOUT_MS), st.floats(0, 1e7))
 def test_a_budget_becomes_a_deadline_on_this_clock(budget: int, now: float) -> None:
     assert from_wire(budget, now) - now == pytest.approx(budget / 1000, abs=1e-3)
+
+
+def test_a_pools_own_profiles_add_to_the_built_in_ones() -> None:
+    timeouts = Timeouts({**PROFILES, "nightly": 7200.0}, "nightly")
+    assert timeouts.seconds() == 7200
+    assert timeouts.seconds(profile="batch_job") == 3600
+    assert timeouts.seconds(5, "nightly") == 5
+    assert Timeouts(**timeouts.to_wire()) == timeouts
+
+
+def test_pauses_of_a_stream_are_those_of_the_call_else_of_the_pool() -> None:
+    timeouts = Timeouts(first_token=9.0)
+    assert timeouts.pauses() == (9.0, math.inf)
+    assert timeouts.pauses(2, 0.5) == (2.0, 0.5)
+    with pytest.raises(InvalidRequest, match="between_tokens must be a positive"):
+        timeouts.pauses(None, 0)
+
+
+def test_options_get_a_timeout_among_them() -> None:
+    params = {"sampling_params": 1}
+    assert with_timeout(params, timeout_profile="ml_inference") == {
+        "sampling_params": 1,
+        "timeout_profile": "ml_inference",
+    }
+    assert with_timeout(timeout=300) == {"timeout": 300.0}
+    for wrong in (0, -100, "soon", True):
+        with pytest.raises(InvalidRequest):
+            with_timeout(timeout=wrong)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match="needs"):
+        with_timeout(params)

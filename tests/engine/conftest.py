@@ -6,12 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from checkpoints import UNBOUND
 from vllmport.pool import LLM, Pool, SamplingParams
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
-
-# On two cores vLLM would bind every worker to the same one.
-UNBOUND = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def pool(_module_leaves_nothing: None) -> Iterator[Pool]:
-    with Pool() as pool:
+    with Pool(policy={"standby": False}) as pool:  # nothing here is about quick replacements
         yield pool
 
 

@@ -1,6 +1,7 @@
 """Both vLLM drivers against the bundled model, through a port that only collects."""
 
 import math
+import re
 import signal
 import socket
 import time
@@ -206,7 +207,7 @@ def test_many_streams_at_one_time(driven: Driven) -> None:
 
 
 def test_logprobs_name_tokens_and_ranks(driven: Driven) -> None:
-    result = driven.generate(logprobs=2, prompt_logprobs=1)
+    result = driven.generate(logprobs=2)
     (output,) = result["outputs"]
     assert len(output["logprobs"]) == len(output["token_ids"])
     for token, position in zip(output["token_ids"], output["logprobs"], strict=True):
@@ -219,10 +220,8 @@ def test_logprobs_name_tokens_and_ranks(driven: Driven) -> None:
             for token, position in zip(output["token_ids"], output["logprobs"], strict=True)
         )
     )
-    assert result["prompt_logprobs"][0] is None
-    assert len(result["prompt_logprobs"]) == len(result["prompt_token_ids"])
-    _, end = driven.stream(prompt_logprobs=1)
-    assert len(end["prompt_logprobs"]) == len(end["prompt_token_ids"])
+    error = refusal(lambda: driven.generate(prompt_logprobs=1))
+    assert error.parameter == "prompt_logprobs"
 
 
 def test_stop_reasons(driven: Driven) -> None:
@@ -279,7 +278,12 @@ def test_tokenize_round_trip(driven: Driven) -> None:
 @pytest.mark.parametrize(
     ("verb", "args", "parameter", "text"),
     [
-        ("generat", {"prompt": "x"}, "verb", "known: chat, detokenize, generate, tokenize"),
+        (
+            "generat",
+            {"prompt": "x"},
+            "verb",
+            "known: add_lora, apply_chat_template, beam_search, chat",
+        ),
         ("generate", {}, "prompt", "needs 'prompt'"),
         ("generate", {"prompt": ""}, "prompt", "0 tokens"),
         ("generate", {"prompt": []}, "prompt", "0 tokens"),
@@ -305,7 +309,7 @@ def test_tokenize_round_trip(driven: Driven) -> None:
             "regx",
             "did you mean 'regex'",
         ),
-        ("generate", {"prompt": "x", "lora_request": {"lora_name": "a"}}, "lora_int_id", "needs"),
+        ("generate", {"prompt": "x", "lora_request": {"lora_name": "a"}}, "lora_path", "needs"),
         ("chat", {"messages": "hello"}, "messages", "list"),
         ("chat", {"messages": [{"content": "x"}]}, "messages", "role"),
         ("generate", {"prompt": "x", "sampling_params": {"n": 0}}, "n", "at least 1"),
@@ -407,3 +411,17 @@ def test_an_engine_that_dies_idle_ends_the_run(driven: Driven) -> None:
     assert time.monotonic() - begun < 2.0
     with pytest.raises(EngineDead):
         driven.generate()
+
+
+def test_the_protocol_document_has_every_verb_of_vllms_engines() -> None:
+    from vllmport.worker.engines.vllm_requests import VERBS  # imports vLLM
+
+    text = (Path(__file__).parents[2] / "bridge" / "PROTOCOL.md").read_text()
+    section = text[text.index("## 10.") : text.index("## 11.")]
+    rows = [line.split("|") for line in section.splitlines() if line.startswith("| `")]
+    documented = {verb for row in rows for verb in re.findall(r"`(\w+)`", row[1])}
+    assert documented == {*VERBS}
+    for row in rows:
+        for verb in re.findall(r"`(\w+)`", row[1]):
+            named = set(re.findall(r"`(\w+)`", row[2]))
+            assert named - {"chat"} <= VERBS[verb] | VERBS["start_profile"], verb

@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from vllmport.pool import LLM, Delta, Pool, SamplingParams, WorkerLost
-from vllmport.pool.client.llm import Stream
+from vllmport.pool.client.stream import Stream
 
 pytestmark = pytest.mark.vllm
 

@@ -96,6 +96,10 @@ def test_several_sequences_and_logprobs_arrive_whole(llm: LLM) -> None:
             assert row[token].logprob <= 0
     assert result.prompt_logprobs is not None
     assert result.prompt_logprobs[0] is None
+    with llm.stream(FRANCE, SamplingParams(temperature=0, prompt_logprobs=1)) as stream:
+        list(stream)
+    assert stream.result is not None
+    assert len(stream.result.prompt_logprobs or ()) == len(stream.result.prompt_token_ids or ())
 
 
 def test_a_stop_string_is_named(llm: LLM) -> None:
@@ -252,7 +256,7 @@ def test_what_can_never_load_is_refused_by_name(
     with pytest.raises(InvalidRequest) as caught:
         pool.llm(model, name="refused", **options)
     assert parameter in (caught.value.parameter, *caught.value.parameter.split("."))
-    assert caught.value.details["interpreter"]
+    assert caught.value.details.get("interpreter") or parameter != "model", "a worker looked"
     assert text_of(off.generate(FRANCE, GREEDY)) == " Paris."
 
 

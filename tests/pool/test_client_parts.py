@@ -1,6 +1,7 @@
 """The pure parts of the client: batches, requests, parameters, results."""
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -8,7 +9,13 @@ import pytest
 from vllmport.bridge.errors import DeadlineExceeded, InvalidRequest, Overloaded, WorkerLost
 from vllmport.pool.client.batch import WINDOW, Batch
 from vllmport.pool.client.mailbox import Done, Failed
-from vllmport.pool.client.params import SamplingParams
+from vllmport.pool.client.parameters import Parameters
+from vllmport.pool.client.params import (
+    LoRARequest,
+    PoolingParams,
+    SamplingParams,
+    StructuredOutputsParams,
+)
 from vllmport.pool.client.requests import (
     Prompt,
     call_for,
@@ -169,22 +176,42 @@ def test_what_is_no_prompt_is_refused(prompts: Any) -> None:
 def test_parameters_are_for_all_or_one_each() -> None:
     assert params_list(None, 2) == [None, None]
     assert params_list({"n": 2}, 2) == [{"n": 2}, {"n": 2}]
-    assert params_list([SamplingParams(n=1), None], 2) == [{"n": 1}, None]
+    assert params_list([SamplingParams(n=2), None], 2) == [{"n": 2}, None]
     with pytest.raises(InvalidRequest, match="3 sampling parameters for 2 prompts"):
         params_list([None, None, None], 2)
     with pytest.raises(InvalidRequest, match="not int"):
-        params_list([3], 1)  # type: ignore[list-item]
+        params_list([3], 1)
 
 
-def test_only_what_was_set_travels() -> None:
+def test_only_what_differs_from_the_default_travels() -> None:
     assert SamplingParams().to_wire() == {}
-    assert SamplingParams(temperature=0.0, stop=[], ignore_eos=False).to_wire() == {
-        "temperature": 0.0,
-        "stop": [],
-        "ignore_eos": False,
+    params = SamplingParams(temperature=0.0, stop=[], ignore_eos=False, max_tokens=None)
+    assert params.to_wire() == {"temperature": 0.0, "stop": [], "max_tokens": None}
+    nested = SamplingParams(structured_outputs=StructuredOutputsParams(regex="a+"))
+    assert nested.to_wire() == {"structured_outputs": {"regex": "a+"}}
+    assert LoRARequest("name", 1, "/path").to_wire() == {
+        "lora_name": "name",
+        "lora_int_id": 1,
+        "lora_path": "/path",
     }
-    with pytest.raises(TypeError):
-        SamplingParams(temperatur=0)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("cls", "given", "text"),
+    [
+        (SamplingParams, {"temperatur": 0}, "did you mean 'temperature'"),
+        (SamplingParams, {"best_of": 3}, "removed the parameter 'best_of': set n"),
+        (SamplingParams, {"guided_json": {}}, 'see structured_outputs={"json"'),
+        (PoolingParams, {"normalize": True}, "use_activation"),
+        (PoolingParams, {"additional_data": 1}, "extra_kwargs"),
+    ],
+)
+def test_a_parameter_that_does_not_exist_is_refused_with_what_to_use(
+    cls: type[Parameters], given: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=re.escape(text)) as caught:
+        cls(**given)
+    assert caught.value.parameter == next(iter(given))
 
 
 def test_generate_requests_have_prompt_parameters_and_what_was_given_besides() -> None:
@@ -235,7 +262,18 @@ def test_prompts_of_a_batch_have_ids_of_their_own() -> None:
 
 
 def test_load_arguments_are_plain() -> None:
-    assert load_arguments("m", None, "auto", None, 1, {"dtype": "auto"}) == {
+    assert load_arguments(
+        "m",
+        None,
+        v1_multiprocessing="auto",
+        env=None,
+        replicas=1,
+        loras=None,
+        preset="latency",
+        engine_args={"dtype": "auto"},
+    ) == {
+        "preset": "latency",
+        "loras": {},
         "model": "m",
         "name": None,
         "v1_multiprocessing": "auto",

@@ -1,5 +1,6 @@
 """What a configuration may say, and how a wrong one is refused."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from vllmport.bridge.errors import InvalidRequest
+from vllmport.bridge.timeouts import Timeouts
 from vllmport.pool.config import PoolConfig, load_config, tiny_model_path
 from vllmport.pool.plan import ModelSpec, Plan, Policy
 
@@ -200,6 +202,71 @@ def test_own_log_folder_is_made(run_dir: Path) -> None:
     plan = load_config({"log_dir": str(run_dir / "a" / "logs")}, {}).to_plan(run_dir)
     assert plan.log_dir == str(run_dir / "a" / "logs")
     assert Path(plan.log_dir).is_dir()
+
+
+# Environments, layers, time-outs.
+
+
+def test_an_environment_lies_on_top_of_the_file_and_below_the_caller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = {
+        "verbose": True,
+        "policy": {"max_queue": 1, "drain_timeout": 2.0},
+        "environments": {"prod": {"verbose": False, "policy": {"max_queue": 3}}, "lab": {}},
+    }
+    config = load_config(source, {"environment": "prod"})
+    assert (config.verbose, config.policy.max_queue, config.policy.drain_timeout) == (False, 3, 2.0)
+    assert load_config(source, {}).verbose
+    monkeypatch.setenv("VLLMPORT_ENV", "prod")
+    assert load_config(source, {"policy": {"max_queue": 4}}).policy.max_queue == 4
+    assert load_config({**source, "environment": "dev"}, {"environment": "test"}).verbose
+    with pytest.raises(InvalidRequest, match="dev, lab, prod, test"):
+        load_config(source, {"environment": "production"})
+
+
+def test_log_level_and_verbosity_reach_the_plan(run_dir: Path) -> None:
+    def level(**settings: Any) -> str:
+        return load_config(settings, {}).to_plan(run_dir).log_level
+
+    assert level() == "info"
+    assert level(verbose=True) == "debug"
+    assert level(verbose=True, log_level="warning") == "warning"
+    assert "log_level" in str(refused(log_level="loud"))
+
+
+def test_timeout_profiles_add_and_the_librarys_may_be_another(run_dir: Path) -> None:
+    given = {"profiles": {"nightly": 7200}, "library_profiles": {"vllm": "nightly"}}
+    plan = load_config({"timeouts": given}, {}).to_plan(run_dir)
+    timeouts = Timeouts(**Plan.from_json(plan.to_json()).timeouts)
+    assert timeouts.seconds() == 7200
+    assert timeouts.seconds(profile="streaming") == 1800
+    assert timeouts.pauses() == (math.inf, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"profiles": {"x": 0}}, "timeouts.profiles.x"),
+        ({"profiles": {"x": "long"}}, "timeouts.profiles.x"),
+        ({"library_profiles": {"vlm": "default"}}, "timeouts.library_profiles.vlm"),
+        ({"library_profiles": {"vllm": "nope"}}, "timeouts"),
+        ({"first_tokens": 1}, "timeouts.first_tokens"),
+    ],
+)
+def test_time_outs_that_cannot_be_are_refused(settings: dict[str, Any], where: str) -> None:
+    assert refused(timeouts=settings).parameter.startswith(where)
+
+
+def test_removed_engine_options_in_a_file_are_translated_or_refused(run_dir: Path) -> None:
+    model = {"model": "m", "swap_space": 4, "preset": "memory", "loras": {"a": "/x"}}
+    (spec,) = load_config({"models": {"a": model}}, {}).to_plan(run_dir).models
+    assert spec.engine_args == {"gpu_memory_utilization": 0.7, "max_model_len": 2048}
+    assert "kv_offloading_size" in spec.notes[0]
+    assert spec.loras == {"a": "/x"}
+    config = load_config({"models": {"a": {"model": "m", "quantization": "squeezellm"}}}, {})
+    with pytest.raises(InvalidRequest, match="compressed-tensors"):
+        config.to_plan(run_dir)
 
 
 def test_a_pool_that_could_start_nobody_is_refused() -> None:

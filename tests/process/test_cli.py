@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from processes import (
@@ -230,3 +231,44 @@ def test_version_and_help() -> None:
 
 def _command(*args: str) -> tuple[str, ...]:
     return (sys.executable, "-m", "vllmport.pool.cli", *args)
+
+
+def test_a_file_that_has_changed_since_is_told_of(endpoint: str, tmp_path: Path) -> None:
+    path = tmp_path / "pool.toml"
+    path.write_text('[models.echo]\nmodel = "echo"\n')
+    with serving(endpoint, str(path)):
+        assert "restart needed" not in vllmport("status", "--endpoint", endpoint).stdout
+        path.write_text('[models.echo]\nmodel = "echo"\nreplicas = 2\n')
+        said = " ".join(vllmport("status", "--endpoint", endpoint).stdout.split())
+        assert "has changed since: restart needed" in said
+
+
+def test_options_and_environments_of_the_command(endpoint: str, tmp_path: Path) -> None:
+    path = tmp_path / "pool.toml"
+    path.write_text('log_level = "info"\n[environments.prod]\nlog_level = "error"\n')
+    shown = vllmport("config", "show", str(path), "--environment", "prod").stdout
+    assert "log_level = 'error'  # environments.prod" in shown
+    assert "workers' python = " in shown
+    options = ("--model", "echo", "-o", "replicas=2", "-o", "step_delay=0.001")
+    with serving(endpoint, *options):
+        found = json.loads(vllmport("status", "--endpoint", endpoint, "--json").stdout)
+        (model,) = found["models"]
+        assert (model["replicas"], model["engine_args"]) == (2, {"step_delay": 0.001})
+    assert vllmport("serve", "-o", "replicas=2").returncode == 2
+    said = vllmport("setup", "--engine", "cpu", "--dry-run").stdout
+    assert "-m pip install torch==" in said
+    assert "[cpu]" in said
+
+
+@pytest.mark.slow
+def test_workers_run_in_the_environment_that_setup_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLMPORT_VENV", str(tmp_path / "venv"))
+    done = vllmport("setup", "--engine", "none")
+    assert done.returncode == 0, done.stdout + done.stderr
+    with Pool() as pool, pool.llm("echo") as llm:
+        assert llm.generate("abc", {"max_tokens": 1})[0].outputs[0].text == "a"
+        command = psutil.Process(worker_pid(pool)).cmdline()
+        assert command[0] == str(tmp_path / "venv" / "bin" / "python3")
+        assert psutil.Process(pool.status()["supervisor"]["pid"]).cmdline()[0] == sys.executable

@@ -22,7 +22,7 @@ from vllmport.pool import (
     RequestOutput,
     WorkerLost,
 )
-from vllmport.pool.client.llm import Stream
+from vllmport.pool.client.stream import Stream
 
 TOKENS = 300
 """At a token in 5 ms: long enough to be killed in the middle."""

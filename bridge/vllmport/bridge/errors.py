@@ -13,6 +13,9 @@ Pure. A class has one stable `code`; hosts in other languages switch on the code
     ├── DeadlineExceeded   the call's budget ran out
     ├── Cancelled          the caller gave the call up
     ├── StartupFailed      a worker did not become ready
+    │   ├── KVCacheTooSmall       the memory for the KV cache is too small for one request
+    │   ├── GpuMemoryUtilization  less memory is free than gpu_memory_utilization claims
+    │   └── CudaOutOfMemory       a GPU ran out of memory
     ├── WorkerLost         the worker died while the call was on it
     ├── PoisonRequest      two workers died while they worked on the call
     ├── EngineDead         the engine inside a worker died
@@ -209,6 +212,24 @@ class StartupFailed(VllmportError):
         )
 
 
+class KVCacheTooSmall(StartupFailed):
+    """Raised when no request of full length fits into the memory left for the KV cache."""
+
+    code = "kv_cache_too_small"
+
+
+class GpuMemoryUtilization(StartupFailed):
+    """Raised when less memory is free than `gpu_memory_utilization` claims."""
+
+    code = "gpu_memory_utilization"
+
+
+class CudaOutOfMemory(StartupFailed):
+    """Raised when a GPU ran out of memory while the model was loaded."""
+
+    code = "cuda_out_of_memory"
+
+
 class WorkerLost(VllmportError):
     """Raised when the worker died, or was replaced, after it had started the call.
 
@@ -269,6 +290,9 @@ ERRORS: dict[str, type[VllmportError]] = {
         DeadlineExceeded,
         Cancelled,
         StartupFailed,
+        KVCacheTooSmall,
+        GpuMemoryUtilization,
+        CudaOutOfMemory,
         WorkerLost,
         PoisonRequest,
         EngineDead,

@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     from vllmport.bridge.errors import (
         Cancelled,
         ConnectFailed,
+        CudaOutOfMemory,
         DeadlineExceeded,
         EngineDead,
         EngineError,
+        GpuMemoryUtilization,
         InvalidRequest,
+        KVCacheTooSmall,
         Overloaded,
         PoisonRequest,
         PoolClosed,
@@ -29,46 +32,109 @@ if TYPE_CHECKING:
         VllmportError,
         WorkerLost,
     )
-    from vllmport.pool.client.aio import AsyncLLM, AsyncPool, AsyncStream
-    from vllmport.pool.client.llm import LLM, Stream
-    from vllmport.pool.client.params import SamplingParams
+    from vllmport.bridge.timeouts import with_timeout
+    from vllmport.pool.client.aio import AsyncLLM, AsyncPool
+    from vllmport.pool.client.aio_stream import AsyncStream
+    from vllmport.pool.client.llm import LLM
+    from vllmport.pool.client.params import (
+        BeamSearchParams,
+        LoRARequest,
+        PoolingParams,
+        SamplingParams,
+        StructuredOutputsParams,
+    )
     from vllmport.pool.client.pool import Pool
+    from vllmport.pool.client.pooled import (
+        BeamSearchOutput,
+        BeamSearchSequence,
+        ClassificationOutput,
+        ClassificationRequestOutput,
+        EmbeddingOutput,
+        EmbeddingRequestOutput,
+        Metric,
+        PoolingOutput,
+        PoolingRequestOutput,
+        ScoringOutput,
+        ScoringRequestOutput,
+    )
     from vllmport.pool.client.results import CompletionOutput, Delta, Logprob, RequestOutput
+    from vllmport.pool.client.stream import Stream
 
 __all__ = [
     "LLM",
     "AsyncLLM",
     "AsyncPool",
     "AsyncStream",
+    "BeamSearchOutput",
+    "BeamSearchParams",
+    "BeamSearchSequence",
     "Cancelled",
+    "ClassificationOutput",
+    "ClassificationRequestOutput",
     "CompletionOutput",
     "ConnectFailed",
+    "CudaOutOfMemory",
     "DeadlineExceeded",
     "Delta",
+    "EmbeddingOutput",
+    "EmbeddingRequestOutput",
     "EngineDead",
     "EngineError",
+    "GpuMemoryUtilization",
     "InvalidRequest",
+    "KVCacheTooSmall",
+    "LoRARequest",
     "Logprob",
+    "Metric",
     "Overloaded",
     "PoisonRequest",
     "Pool",
     "PoolClosed",
     "PoolLost",
+    "PoolingOutput",
+    "PoolingParams",
+    "PoolingRequestOutput",
     "ProtocolError",
     "RequestOutput",
     "SamplingParams",
+    "ScoringOutput",
+    "ScoringRequestOutput",
     "StartupFailed",
     "Stream",
+    "StructuredOutputsParams",
     "Unavailable",
     "VllmportError",
     "WorkerLost",
+    "with_timeout",
 ]
 
 _HOMES = {
-    "vllmport.pool.client.aio": ("AsyncLLM", "AsyncPool", "AsyncStream"),
-    "vllmport.pool.client.llm": ("LLM", "Stream"),
-    "vllmport.pool.client.params": ("SamplingParams",),
+    "vllmport.bridge.timeouts": ("with_timeout",),
+    "vllmport.pool.client.aio": ("AsyncLLM", "AsyncPool"),
+    "vllmport.pool.client.aio_stream": ("AsyncStream",),
+    "vllmport.pool.client.llm": ("LLM",),
+    "vllmport.pool.client.stream": ("Stream",),
+    "vllmport.pool.client.params": (
+        "BeamSearchParams",
+        "LoRARequest",
+        "PoolingParams",
+        "SamplingParams",
+        "StructuredOutputsParams",
+    ),
     "vllmport.pool.client.pool": ("Pool",),
+    "vllmport.pool.client.pooled": (
+        "BeamSearchOutput",
+        "BeamSearchSequence",
+        "ClassificationOutput",
+        "ClassificationRequestOutput",
+        "EmbeddingOutput",
+        "EmbeddingRequestOutput",
+        "Metric",
+        "PoolingOutput",
+        "PoolingRequestOutput",
+        "ScoringOutput",
+        "ScoringRequestOutput",
+    ),
     "vllmport.pool.client.results": ("CompletionOutput", "Delta", "Logprob", "RequestOutput"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -25,8 +25,10 @@ from vllmport.bridge.errors import (
     StartupFailed,
     VllmportError,
 )
-from vllmport.pool.client.llm import LLM, Stream
+from vllmport.pool import cli_config
+from vllmport.pool.client.llm import LLM
 from vllmport.pool.client.pool import Pool, announce_demonstration
+from vllmport.pool.client.stream import Stream
 from vllmport.pool.endpoint import default_endpoint, runtime_dir
 
 EXIT_STATUS: dict[type[VllmportError], int] = {
@@ -73,14 +75,32 @@ def cli() -> None:
 @click.option(
     "--model", "models", multiple=True, help="A model to start; may be given several times."
 )
-def serve(config: Path | None, endpoint: str | None, models: tuple[str, ...]) -> None:
+@click.option(
+    "-o",
+    "--option",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="For these models: preset, replicas, max_model_len, …; may be given several times.",
+)
+@click.option("--environment", help="dev, test, prod, or a name in the file.")
+def serve(
+    config: Path | None,
+    endpoint: str | None,
+    models: tuple[str, ...],
+    options: tuple[str, ...],
+    environment: str | None,
+) -> None:
     """Run a pool until SIGTERM; CONFIG is a pool.toml. A second SIGTERM stops it at once."""
     from vllmport.pool.client.launch import new_run_dir
     from vllmport.pool.config import load_config
 
-    overrides: dict[str, Any] = {"models": {name: {"model": name} for name in models}}
-    if endpoint:
-        overrides["endpoint"] = endpoint
+    given = cli_config.engine_options(options)
+    if given and not models:
+        raise click.UsageError("--option needs --model")
+    overrides: dict[str, Any] = {"models": {name: {"model": name, **given} for name in models}}
+    overrides |= {"endpoint": endpoint} if endpoint else {}
+    overrides |= {"environment": environment} if environment else {}
     settings = load_config(config, overrides)
     if not settings.models:
         announce_demonstration()
@@ -209,7 +229,7 @@ def doctor(config: Path | None, endpoint: str | None, as_json: bool) -> None:  #
 
     settings = load_config(config, {})
     found = []
-    for finding in examine(settings.python or sys.executable, endpoint or settings.endpoint):
+    for finding in examine(settings.interpreter().python, endpoint or settings.endpoint):
         found.append(finding)
         if not as_json:
             click.echo(f"{finding.level:5} {finding.name:16} {finding.text}")
@@ -237,6 +257,10 @@ def reap(dry_run: bool, as_json: bool) -> None:  # noqa: FBT001
     else:
         for finding in found:
             click.echo(finding)
+
+
+cli.add_command(cli_config.config)
+cli.add_command(cli_config.setup)
 
 
 @contextmanager
@@ -285,6 +309,8 @@ def _show(found: dict[str, Any]) -> None:
         f"pool at {supervisor['endpoint']}, supervisor {supervisor['pid']}, "
         f"{supervisor['clients']} clients"
     )
+    if _has_changed(supervisor["config"]):
+        console.print(f"{supervisor['config']['path']} has changed since: restart needed")
     table = Table(
         "worker", "state", "mode", "pid", "in flight", "restarts", "last exit", "note", box=None
     )
@@ -301,6 +327,13 @@ def _show(found: dict[str, Any]) -> None:
             f"model {model['name']}: {model['state']}, {model['queued']} queued, "
             f"{model['leases']} leases"
         )
+
+
+def _has_changed(config: dict[str, str]) -> bool:
+    """Tell whether the file that a pool was started from says something else by now."""
+    from vllmport.pool.config import digest
+
+    return bool(config) and digest(Path(config["path"])) != config["digest"]
 
 
 def _state_dir() -> Path:

@@ -4,20 +4,37 @@ The only file of the pool that knows pydantic; the supervisor gets the finished 
 """
 
 import difflib
+import hashlib
+import math
 import os
-import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from vllmport.bridge.errors import InvalidRequest
+from vllmport.bridge.timeouts import LIBRARY_PROFILE, PROFILES, Timeouts
 from vllmport.pool.endpoint import private_dir, socket_path
+from vllmport.pool.interpreter import Interpreter, find_interpreter
+from vllmport.pool.layers import Layers
 from vllmport.pool.plan import ECHO_MODEL, TINY_MODEL, ModelSpec, Plan, Policy
+
+ENVIRONMENTS = ("dev", "test", "prod")
+"""Names of environments that need no section in the file."""
+
+Seconds = Annotated[float, Field(gt=0)]
 
 
 def tiny_model_path() -> str:
@@ -34,6 +51,40 @@ class ModelConfig(BaseModel):
     v1_multiprocessing: Literal["auto", "on", "off"] = "auto"
     env: dict[str, str] = Field(default_factory=dict)
     replicas: int = Field(default=1, ge=1, le=1024)
+    loras: dict[str, str] = Field(default_factory=dict)
+    preset: str | None = None
+
+
+class TimeoutConfig(BaseModel):
+    """How long calls may take: `[timeouts]`.
+
+    Attributes:
+        profiles: Name → seconds, on top of the built-in ones.
+        library_profiles: The profile of calls that name none; the only library is "vllm".
+        first_token: Seconds a stream may take to its first tokens.
+        between_tokens: Seconds a stream may take between tokens.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    profiles: dict[str, Seconds] = Field(default_factory=dict)
+    library_profiles: dict[Literal["vllm"], str] = Field(default_factory=dict)
+    first_token: Seconds = math.inf
+    between_tokens: Seconds = math.inf
+
+    @model_validator(mode="after")
+    def _profile_is_there(self) -> Self:
+        self.to_timeouts().seconds()
+        return self
+
+    def to_timeouts(self) -> Timeouts:
+        """Put these on top of what is built in."""
+        return Timeouts(
+            {**PROFILES, **self.profiles},
+            self.library_profiles.get("vllm", LIBRARY_PROFILE),
+            self.first_token,
+            self.between_tokens,
+        )
 
 
 class PoolConfig(BaseModel):
@@ -41,8 +92,16 @@ class PoolConfig(BaseModel):
 
     Attributes:
         endpoint: Where to listen, `ipc://PATH`.
-        python: Interpreter of the workers; this one if not given.
+        environment: Which of `[environments.NAME]` holds on top of the rest; VLLMPORT_ENV names
+            one as well.
+        python: Interpreter of the workers; see `interpreter.py` for the order.
+        venv: Virtual environment of the workers.
         log_dir: Folder for the workers' stderr.
+        log_level: Of the supervisor, and of vLLM where VLLM_LOGGING_LEVEL says nothing.
+        verbose: Log level "debug", unless `log_level` is given.
+        process_group_kill: Whether a worker's whole group is killed with it; without that, vLLM's
+            engine may not run in a process of its own.
+        timeouts: How long calls may take.
         aliases: Names as callers write them → folder or hub name.
         models: What to start at once and keep.
         policy: Limits and patience.
@@ -51,11 +110,20 @@ class PoolConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     endpoint: str | None = None
+    environment: str | None = None
     python: str | None = None
+    venv: str | None = None
     log_dir: Path | None = None
+    log_level: Literal["debug", "info", "warning", "error"] | None = None
+    verbose: bool = False
+    process_group_kill: bool = True
+    timeouts: TimeoutConfig = Field(default_factory=TimeoutConfig)
     aliases: dict[str, str] = Field(default_factory=dict)
     models: dict[str, ModelConfig] = Field(default_factory=dict)
     policy: Policy = Field(default_factory=Policy)
+
+    _folder: Path = PrivateAttr(default_factory=Path.cwd)
+    _file: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @field_validator("policy")
     @classmethod
@@ -66,6 +134,14 @@ class PoolConfig(BaseModel):
         if policy.max_loads < 1:
             raise ValueError("max_loads must be at least 1, or no worker could start")
         return policy
+
+    def interpreter(self) -> Interpreter:
+        """Return the Python of the workers, and who named it.
+
+        Raises:
+            InvalidRequest: A virtual environment was named that has no Python.
+        """
+        return find_interpreter(self.python, self.venv, self._folder)
 
     def to_plan(self, run_dir: Path, owner_pid: int = 0) -> Plan:
         """Make the supervisor's plan.
@@ -87,10 +163,14 @@ class PoolConfig(BaseModel):
             endpoint=endpoint,
             run_dir=str(run_dir),
             log_dir=str(log_dir),
-            python=self.python or sys.executable,
+            python=self.interpreter().python,
             models=tuple(_spec(name, model, aliases) for name, model in self.models.items()),
             aliases=aliases,
             policy=self.policy,
+            timeouts=self.timeouts.to_timeouts().to_wire(),
+            config=self._file,
+            log_level=self.log_level or ("debug" if self.verbose else "info"),
+            process_group_kill=self.process_group_kill,
             owner_pid=owner_pid,
         )
 
@@ -105,6 +185,23 @@ def load_config(source: Any, overrides: Mapping[str, Any]) -> PoolConfig:
     Raises:
         InvalidRequest: The file cannot be read, or a key is unknown or of a wrong kind.
     """
+    settings = checked(layers_of(source, overrides))
+    if isinstance(source, PoolConfig):
+        settings._folder, settings._file = source._folder, source._file  # noqa: SLF001  # its own
+    elif isinstance(source, str | Path):
+        path = Path(source).absolute()
+        settings._folder = path.parent  # noqa: SLF001
+        settings._file = {"path": str(path), "digest": digest(path)}  # noqa: SLF001
+    return settings
+
+
+def layers_of(source: Any, overrides: Mapping[str, Any]) -> Layers:
+    """Put the settings of a file, of the environment it names, and of the caller on each other.
+
+    Raises:
+        InvalidRequest: The file cannot be read, or the environment is not in it.
+    """
+    name = "given"
     match source:
         case None:
             data: dict[str, Any] = {}
@@ -113,11 +210,43 @@ def load_config(source: Any, overrides: Mapping[str, Any]) -> PoolConfig:
         case Mapping():
             data = dict(source)
         case _:
+            name = str(source)
             data = _read_toml(Path(source))
+    layers = Layers()
+    environments = data.pop("environments", {})
+    layers.put(name, data)
+    chosen = overrides.get("environment") or os.environ.get("VLLMPORT_ENV")
+    environment = chosen or data.get("environment")
+    if environment is not None:
+        known_ones = {*environments, *ENVIRONMENTS}
+        if environment not in known_ones and not isinstance(source, PoolConfig):
+            known = ", ".join(sorted(known_ones))
+            text = f"no environment {environment!r}; known: {known}"
+            raise InvalidRequest.of("environment", environment, text)
+        section = environments.get(environment, {})
+        layers.put(f"environments.{environment}", {**section, "environment": environment})
+    layers.put("override", overrides)
+    return layers
+
+
+def checked(layers: Layers) -> PoolConfig:
+    """Check merged settings.
+
+    Raises:
+        InvalidRequest: A key is unknown or of a wrong kind.
+    """
     try:
-        return PoolConfig.model_validate(_merged(data, overrides))
+        return PoolConfig.model_validate(layers.merged)
     except ValidationError as exc:
         raise _as_invalid_request(exc) from exc
+
+
+def digest(path: Path) -> str:
+    """Return what tells one content of a file from another; "" if it is gone."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -130,21 +259,15 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise InvalidRequest.of("config", str(path), f"{path} is not TOML: {exc}") from exc
 
 
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        old = merged.get(key)
-        both_maps = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merged(old, value) if both_maps else value  # type: ignore[arg-type]
-    return merged
-
-
 def _as_invalid_request(exc: ValidationError) -> InvalidRequest:
     """Name the first offending key, and what it may have been meant to be."""
     first = exc.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = [*PoolConfig.model_fields, *Policy.__dataclass_fields__]
+        known = [
+            *(*PoolConfig.model_fields, "environments"),
+            *(*TimeoutConfig.model_fields, *Policy.__dataclass_fields__),
+        ]
         close = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
         hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
         return InvalidRequest.of(where, first["input"], f"unknown setting {where!r}{hint}")
@@ -155,6 +278,7 @@ def _spec(name: str, model: ModelConfig, aliases: Mapping[str, str]) -> ModelSpe
     from vllmport.pool.supervisor.specification import spec_from
 
     own = model.model_dump(exclude=set(model.model_extra or ()))
+    own["loras"] = {adapter: _local(path) for adapter, path in model.loras.items()}
     return spec_from({**own, "name": name, "engine_args": model.model_extra or {}}, aliases)
 
 

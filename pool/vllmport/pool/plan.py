@@ -8,6 +8,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from vllmport.bridge.timeouts import Timeouts
+
 TINY_MODEL = "tiny"
 """Names the bundled demonstration model."""
 
@@ -26,7 +28,9 @@ class ModelSpec:
         v1_multiprocessing: "auto", "on" or "off".
         env: Environment of its workers, on top of the supervisor's.
         replicas: How many workers.
+        loras: Adapters that calls may name: name → folder.
         engine_args: Arguments of the engine itself.
+        notes: What was changed in them, for people.
     """
 
     name: str
@@ -35,7 +39,9 @@ class ModelSpec:
     v1_multiprocessing: str = "auto"
     env: dict[str, str] = field(default_factory=dict)
     replicas: int = 1
+    loras: dict[str, str] = field(default_factory=dict)
     engine_args: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def for_worker(self) -> dict[str, Any]:
         """Return what a worker has to know to build the engine."""
@@ -44,6 +50,7 @@ class ModelSpec:
             "engine": self.engine,
             "v1_multiprocessing": self.v1_multiprocessing,
             "engine_args": self.engine_args,
+            "loras": self.loras,
         }
 
 
@@ -116,6 +123,10 @@ class Plan:
         models: What to start at once, and to keep whoever leaves.
         aliases: Model name as callers write it → folder or hub name.
         policy: Limits and patience.
+        config: The file this was made of, if any, and a digest of what it said: `path`, `digest`.
+        log_level: Of the supervisor, and of vLLM unless its own variable says otherwise.
+        process_group_kill: Whether workers may rely on their group being killed with them.
+        timeouts: What clients are told of time-outs, as `Timeouts.to_wire` makes it.
         owner_pid: The process this pool dies with; 0 for a service.
     """
 
@@ -126,6 +137,10 @@ class Plan:
     models: tuple[ModelSpec, ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)
     policy: Policy = field(default_factory=Policy)
+    timeouts: dict[str, Any] = field(default_factory=lambda: Timeouts().to_wire())
+    config: dict[str, str] = field(default_factory=dict)
+    log_level: str = "info"
+    process_group_kill: bool = True
     owner_pid: int = 0
 
     @property
@@ -141,6 +156,8 @@ class Plan:
     def from_json(cls, text: str) -> "Plan":
         """Read back what `to_json` wrote."""
         data = json.loads(text)
-        data["models"] = tuple(ModelSpec(**model) for model in data["models"])
+        data["models"] = tuple(
+            ModelSpec(**{**model, "notes": tuple(model["notes"])}) for model in data["models"]
+        )
         data["policy"] = Policy(**data["policy"])
         return cls(**data)

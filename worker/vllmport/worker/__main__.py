@@ -33,6 +33,7 @@ from vllmport.bridge.messages import (
     error_message,
 )
 from vllmport.worker.engine import Engine
+from vllmport.worker.mode import SWITCH, choose_mode, proof
 from vllmport.worker.port import SocketPort
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def _load(spec: Mapping[str, Any], port: SocketPort) -> Engine:
             return EchoEngine(spec["engine_args"], port)
         from vllmport.worker.engines.vllm import load_vllm  # imports torch
 
-        return load_vllm(_choose_mode(spec), port)
+        return load_vllm(_with_mode(spec), port)
     except VllmportError as exc:
         exc.details.setdefault("interpreter", sys.executable)
         exc.details.setdefault("path", spec["model"])
@@ -182,18 +183,13 @@ def _load(spec: Mapping[str, Any], port: SocketPort) -> Engine:
         ) from exc
 
 
-def _choose_mode(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Settle `auto`: on where killing the process group is sure to reach the engine, else off."""
-    mode = spec["v1_multiprocessing"]
-    leads_group = os.getpgrp() == os.getpid() == os.getsid(0)
-    if mode == "auto":
-        mode = "on" if leads_group else "off"
-        if not leads_group:
-            logger.warning("this worker leads no process group: v1_multiprocessing=off")
-    elif mode == "on" and not leads_group:
-        text = "v1_multiprocessing=on needs a worker that leads its own process group"
-        raise StartupFailed(text, phase="load")
-    return {**spec, "mode": mode}
+def _with_mode(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Settle how the engine runs, before anything of it is there."""
+    unsafe = proof(os.environ)
+    mode = choose_mode(spec["v1_multiprocessing"], unsafe, os.environ.get(SWITCH))
+    for text in mode.warnings:
+        logger.warning("%s", text)
+    return {**spec, "mode": mode.name, "warnings": mode.warnings}
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ unless our variable is in the environment, so vLLM started by anybody else is as
 
 - They have the kernel kill them when the thread that started them ends. vLLM starts all of them
   from a main thread, which lives as long as its process.
+- They tell why they fail to start; see `causes.py`.
 - The shared memory that Python names for them gets the mark into its name, so that it can be known
   and removed when they could not do that themselves. There is no public way to choose those names.
 """
@@ -16,6 +17,8 @@ import secrets
 import signal
 from multiprocessing import process, shared_memory
 from typing import Final
+
+from vllmport.worker.causes import tell_causes
 
 WORKER_TAG: Final = "VLLMPORT_WORKER_TAG"
 """Environment variable with the mark of the worker that this process belongs to."""
@@ -32,6 +35,7 @@ def activate() -> None:
     if not parent.is_alive():  # it went before we asked
         os.kill(os.getpid(), signal.SIGKILL)
     name_shared_memory()
+    tell_causes()
 
 
 def name_shared_memory() -> None:

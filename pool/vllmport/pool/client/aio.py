@@ -1,4 +1,4 @@
-"""The same client for asyncio: AsyncPool, AsyncLLM, AsyncStream.
+"""The same client for asyncio: AsyncPool, AsyncLLM.
 
 The connection and its thread are those of the sync client; only the waiting is different.
 """
@@ -6,22 +6,26 @@ The connection and its thread are those of the sync client; only the waiting is 
 import asyncio
 import contextlib
 import time
-import weakref
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
-from typing import Any, Self, TypeVar
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
 from vllmport.bridge.errors import PoolClosed, VllmportError
 from vllmport.bridge.limits import DEFAULT_WINDOW
 from vllmport.bridge.messages import Call
-from vllmport.bridge.timeouts import resolve_timeout
+from vllmport.bridge.timeouts import Timeouts, resolve_timeout
+from vllmport.pool.client.adapters import Adapters
+from vllmport.pool.client.aio_stream import AsyncStream
+from vllmport.pool.client.aio_verbs import AsyncEngineVerbs
 from vllmport.pool.client.batch import Batch
 from vllmport.pool.client.connection import Connection
-from vllmport.pool.client.llm import LOAD_PROFILE
-from vllmport.pool.client.mailbox import Done, Event, Failed, Item
+from vllmport.pool.client.llm import LOAD_PROFILE, warn_of
+from vllmport.pool.client.loop import LoopMailbox
+from vllmport.pool.client.mailbox import Done, Failed
 from vllmport.pool.client.pool import CONTROL_TIMEOUT, RESTART_TIMEOUT, Pool, announce_demonstration
 from vllmport.pool.client.progress import batch_bar
 from vllmport.pool.client.requests import (
+    Extras,
+    Limits,
     Message,
     Params,
     Prompt,
@@ -33,152 +37,15 @@ from vllmport.pool.client.requests import (
     load_arguments,
     numbered,
 )
-from vllmport.pool.client.results import Delta, RequestOutput, deltas_from, result_from
+from vllmport.pool.client.results import RequestOutput, result_from
+
+if TYPE_CHECKING:
+    from vllmport.pool.engine_args import EngineArgs
 
 T = TypeVar("T")
 
 
-class _Courier:
-    """Wakes the mailboxes of one event loop: one call into the loop, however many got something."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._filled: list[LoopMailbox] = []
-        self._coming = False
-
-    def announce(self, mailbox: "LoopMailbox") -> None:
-        """Have a mailbox looked at soon; called by whoever reads the socket."""
-        self._filled.append(mailbox)
-        if not self._coming:
-            self._coming = True
-            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
-                self._loop.call_soon_threadsafe(self._deliver)
-
-    def _deliver(self) -> None:
-        self._coming = False  # first: what is announced from here on comes with the next round
-        filled, self._filled = self._filled, []
-        for mailbox in filled:
-            mailbox.wake()
-
-
-_couriers: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Courier]" = (
-    weakref.WeakKeyDictionary()
-)
-
-
-class LoopMailbox:
-    """A mailbox for a coroutine."""
-
-    can_read = False
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._courier = _couriers.get(self._loop) or _couriers.setdefault(
-            self._loop, _Courier(self._loop)
-        )
-        self._events: deque[Event] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-
-    def put(self, event: Event) -> None:
-        """Add an event; called by whoever reads the socket."""
-        self._events.append(event)
-        self._courier.announce(self)
-
-    def wake(self) -> None:
-        """Let the coroutine that waits look again."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def get(self, timeout: float | None = None) -> Event | None:
-        """Wait for the next event; None if nothing came within `timeout` seconds."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout) if timeout is not None else _forever:
-                while not self._events:
-                    self._waiter = self._loop.create_future()
-                    await self._waiter
-        return self._events.popleft() if self._events else None
-
-
-_forever = contextlib.nullcontext()
-
-
-class AsyncStream(AsyncIterator[Delta]):
-    """The deltas of one call. Leave the loop early and `await aclose()`, or cancel the task.
-
-    Attributes:
-        result: The summary, without outputs, once the stream has ended; None before.
-    """
-
-    def __init__(self, llm: "AsyncLLM", call: Call, args: dict[str, Any], timeout: float) -> None:
-        self.result: RequestOutput | None = None
-        self.request_id = call.request_id
-        self._llm = llm
-        self._request = (call, args, timeout)
-        self._mailbox = LoopMailbox()
-        self._connection: Connection | None = None
-        self._call = 0
-        self._taken = 0
-        self._ready: list[Delta] = []
-        self._ended = False
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Delta:
-        while not self._ready:
-            if self._ended:
-                raise StopAsyncIteration
-            try:
-                await self._advance()
-            except BaseException:  # a cancelled task: the call must not go on unseen
-                await self.aclose()
-                raise
-        return self._ready.pop()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    def __del__(self) -> None:
-        if not getattr(self, "_ended", True):
-            self._abandon()
-
-    async def aclose(self) -> None:
-        """Cancel the call if it still runs."""
-        self._abandon()
-
-    async def _advance(self) -> None:
-        if self._connection is None:
-            call, args, timeout = self._request
-            connection = await self._llm.connection()
-            self._call = connection.submit(call, args, timeout, self._mailbox)
-            self._connection = connection
-        match await self._mailbox.get():
-            case Item(_, value):
-                self._ready = deltas_from(value)[::-1]
-                self._grant(self._connection)
-            case Done(_, value, attempt):
-                self._ended = True
-                self.result = result_from(value, attempt)
-            case Failed(_, error):
-                self._ended = True
-                raise error
-
-    def _grant(self, connection: Connection) -> None:
-        self._taken += 1
-        if self._taken >= DEFAULT_WINDOW // 2:
-            connection.credit(self._call, self._taken)
-            self._taken = 0
-
-    def _abandon(self) -> None:
-        self._ended = True
-        if self._connection is not None:
-            self._connection.abandon(self._call)
-
-
-class AsyncLLM:
+class AsyncLLM(AsyncEngineVerbs):
     """A model of a pool, for coroutines. Methods, arguments and errors are those of `LLM`."""
 
     def __init__(self, pool: "AsyncPool", model: str | None, options: dict[str, Any]) -> None:
@@ -188,6 +55,7 @@ class AsyncLLM:
         self._pool = pool
         self._wait = bool(options.pop("wait"))
         self._load_arguments = load_arguments(model, name, **options)
+        self._adapters = Adapters()
         self._lease: Connection | None = None
         self._loading = asyncio.Lock()
 
@@ -220,12 +88,13 @@ class AsyncLLM:
         request_id: str | None = None,
         retry: Retry = None,
         use_tqdm: bool | Callable[..., Any] = False,
-        lora_request: Mapping[str, Any] | None = None,
+        **extras: Unpack[Extras],
     ) -> list[RequestOutput]:
         """Complete prompts; see `LLM.generate`."""
-        requests = generate_requests(prompts, sampling_params, {"lora_request": lora_request})
+        extras["lora_request"] = self._adapters.resolve(extras.get("lora_request"))
+        requests = generate_requests(prompts, sampling_params, extras)
         call = call_for(self.name, "generate", priority, request_id, retry=retry)
-        seconds = resolve_timeout(timeout, timeout_profile)
+        seconds = self._seconds(timeout, timeout_profile)
         return await self._batch(call, requests, result_from, seconds, use_tqdm)
 
     async def chat(
@@ -242,9 +111,10 @@ class AsyncLLM:
         **template: Any,
     ) -> list[RequestOutput]:
         """Answer conversations; see `LLM.chat`."""
+        template["lora_request"] = self._adapters.resolve(template.get("lora_request"))
         requests = chat_requests(messages, sampling_params, template)
         call = call_for(self.name, "chat", priority, request_id, retry=retry)
-        seconds = resolve_timeout(timeout, timeout_profile)
+        seconds = self._seconds(timeout, timeout_profile)
         return await self._batch(call, requests, result_from, seconds, use_tqdm)
 
     def stream(
@@ -257,12 +127,17 @@ class AsyncLLM:
         priority: int | None = None,
         request_id: str | None = None,
         retry: Retry = None,
-        lora_request: Mapping[str, Any] | None = None,
+        first_token_timeout: float | None = None,
+        token_timeout: float | None = None,
+        **extras: Unpack[Extras],
     ) -> AsyncStream:
         """Complete one prompt and yield what is new as it comes; see `LLM.stream`."""
-        (args,) = generate_requests([prompt], sampling_params, {"lora_request": lora_request})
+        extras["lora_request"] = self._adapters.resolve(extras.get("lora_request"))
+        (args,) = generate_requests([prompt], sampling_params, extras)
         call = call_for(self.name, "generate", priority, request_id, DEFAULT_WINDOW, retry)
-        return AsyncStream(self, call, args, resolve_timeout(timeout, timeout_profile))
+        pauses = self._pool.timeouts.pauses(first_token_timeout, token_timeout)
+        seconds = self._seconds(timeout, timeout_profile)
+        return AsyncStream(self, call, args, seconds, pauses)
 
     def stream_chat(
         self,
@@ -274,12 +149,17 @@ class AsyncLLM:
         priority: int | None = None,
         request_id: str | None = None,
         retry: Retry = None,
+        first_token_timeout: float | None = None,
+        token_timeout: float | None = None,
         **template: Any,
     ) -> AsyncStream:
         """Answer one conversation and yield what is new as it comes; see `LLM.stream_chat`."""
+        template["lora_request"] = self._adapters.resolve(template.get("lora_request"))
         (args,) = chat_requests(messages, sampling_params, template)
         call = call_for(self.name, "chat", priority, request_id, DEFAULT_WINDOW, retry)
-        return AsyncStream(self, call, args, resolve_timeout(timeout, timeout_profile))
+        pauses = self._pool.timeouts.pauses(first_token_timeout, token_timeout)
+        seconds = self._seconds(timeout, timeout_profile)
+        return AsyncStream(self, call, args, seconds, pauses)
 
     async def tokenize(self, prompt: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of a text."""
@@ -293,9 +173,8 @@ class AsyncLLM:
     async def call(self, verb: str, args: dict[str, Any], *, timeout: float | None = None) -> Any:
         """Call a verb of the engine by its name and return its plain result."""
         call = call_for(self.name, verb, None, None)
-        return (await self._batch(call, [args], lambda value, _: value, resolve_timeout(timeout)))[
-            0
-        ]
+        seconds = self._seconds(timeout)
+        return (await self._batch(call, [args], lambda value, _: value, seconds))[0]
 
     async def engine_config(self) -> dict[str, Any]:
         """Return what the engine resolved its arguments to."""
@@ -322,9 +201,26 @@ class AsyncLLM:
             if connection is not self._lease:
                 call = call_for("", "load", None, None)
                 arguments = {**self._load_arguments, "wait": self._wait}
-                await run_call(connection, call, arguments, resolve_timeout(profile=LOAD_PROFILE))
+                seconds = resolve_timeout(profile=LOAD_PROFILE)
+                warn_of(await run_call(connection, call, arguments, seconds))
                 self._lease = connection
         return connection
+
+    def _seconds(self, timeout: float | None = None, profile: str | None = None) -> float:
+        return self._pool.timeouts.seconds(timeout, profile)
+
+    async def _run(
+        self,
+        verb: str,
+        requests: list[dict[str, Any]],
+        convert: Callable[[Any], T],
+        **limits: Unpack[Limits],
+    ) -> list[T]:
+        priority, request_id = limits.get("priority"), limits.get("request_id")
+        call = call_for(self.name, verb, priority, request_id, retry=limits.get("retry"))
+        seconds = self._seconds(limits.get("timeout"), limits.get("timeout_profile"))
+        use_tqdm = limits.get("use_tqdm", False)
+        return await self._batch(call, requests, lambda value, _: convert(value), seconds, use_tqdm)
 
     async def _batch(
         self,
@@ -398,6 +294,15 @@ class AsyncPool:
         """
         return self._started().endpoint
 
+    @property
+    def timeouts(self) -> Timeouts:
+        """What holds for calls that name no timeout."""
+        return self._started().link.timeouts
+
+    @overload
+    def llm(self, model: Literal["echo"], **options: Any) -> AsyncLLM: ...
+
+    @overload
     def llm(
         self,
         model: str | None = None,
@@ -406,6 +311,22 @@ class AsyncPool:
         v1_multiprocessing: str = "auto",
         env: Mapping[str, str] | None = None,
         replicas: int = 1,
+        loras: Mapping[str, str] | None = None,
+        preset: str | None = None,
+        wait: bool = True,
+        **engine_args: "Unpack[EngineArgs]",
+    ) -> AsyncLLM: ...
+
+    def llm(
+        self,
+        model: str | None = None,
+        *,
+        name: str | None = None,
+        v1_multiprocessing: str = "auto",
+        env: Mapping[str, str] | None = None,
+        replicas: int = 1,
+        loras: Mapping[str, str] | None = None,
+        preset: str | None = None,
         wait: bool = True,
         **engine_args: Any,
     ) -> AsyncLLM:
@@ -417,6 +338,8 @@ class AsyncPool:
             "v1_multiprocessing": v1_multiprocessing,
             "env": env,
             "replicas": replicas,
+            "loras": loras,
+            "preset": preset,
             "wait": wait,
         }
         return AsyncLLM(self, model, {**options, "engine_args": engine_args})

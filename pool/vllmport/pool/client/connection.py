@@ -52,7 +52,7 @@ from vllmport.bridge.messages import (
     encode,
     error_from,
 )
-from vllmport.bridge.timeouts import milliseconds, to_wire
+from vllmport.bridge.timeouts import Timeouts, milliseconds, to_wire
 from vllmport.pool.client.mailbox import Done, Event, Failed, Item, Mailbox, ThreadMailbox
 
 logger = logging.getLogger("vllmport.client")
@@ -251,6 +251,7 @@ class Connection:
             raise error_from(message, unpack(payload))
         if not isinstance(message, Welcome):
             raise ProtocolError(f"WELCOME comes first, not {type(message).__name__}")
+        self.timeouts = _timeouts_of(unpack(payload))
         return message
 
     # Receiving, by the one who holds `_reading`.
@@ -406,3 +407,9 @@ def _probe(endpoint: str) -> None:
                 phase="connect",
                 details={"endpoint": endpoint},
             ) from exc
+
+
+def _timeouts_of(terms: Any) -> Timeouts:
+    """Read what WELCOME says of time-outs; an older pool says nothing."""
+    told = terms.get("timeouts") if isinstance(terms, dict) else None
+    return Timeouts(**told) if told else Timeouts()

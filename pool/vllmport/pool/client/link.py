@@ -4,14 +4,20 @@ import os
 import threading
 
 from vllmport.bridge.errors import PoolClosed
+from vllmport.bridge.timeouts import Timeouts
 from vllmport.pool.client.connection import Connection
 
 
 class Link:
-    """The current connection to one endpoint."""
+    """The current connection to one endpoint.
+
+    Attributes:
+        timeouts: What the pool said of time-outs when it was reached last.
+    """
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
+        self.timeouts = Timeouts()
         self._connection: Connection | None = None
         self._lock = threading.Lock()
         self._pid = os.getpid()
@@ -41,6 +47,7 @@ class Link:
                 if self._connection is not None:
                     self._connection.close()
                 self._connection = Connection(self.endpoint)
+                self.timeouts = self._connection.timeouts
             return self._connection
 
     def close(self) -> None:

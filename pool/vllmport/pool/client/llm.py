@@ -3,19 +3,25 @@
 import contextlib
 import queue
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
-from vllmport.bridge.errors import PoolClosed, VllmportError
+from vllmport.bridge.errors import InvalidRequest, PoolClosed, VllmportError
 from vllmport.bridge.limits import DEFAULT_WINDOW
 from vllmport.bridge.messages import Call
 from vllmport.bridge.timeouts import resolve_timeout
+from vllmport.pool.client.adapters import Adapters
 from vllmport.pool.client.batch import Batch
 from vllmport.pool.client.connection import Connection
+from vllmport.pool.client.drop_in import VllmMethods
 from vllmport.pool.client.link import Link
 from vllmport.pool.client.mailbox import Done, Failed, Item, ThreadMailbox
 from vllmport.pool.client.progress import batch_bar, load_line
 from vllmport.pool.client.requests import (
+    Extras,
+    Limits,
     Message,
     Params,
     Prompt,
@@ -27,7 +33,9 @@ from vllmport.pool.client.requests import (
     load_arguments,
     numbered,
 )
-from vllmport.pool.client.results import Delta, RequestOutput, deltas_from, result_from
+from vllmport.pool.client.results import RequestOutput, result_from
+from vllmport.pool.client.stream import Stream
+from vllmport.pool.client.verbs import EngineVerbs
 
 if TYPE_CHECKING:
     from vllmport.pool.client.pool import Pool
@@ -40,78 +48,7 @@ LOAD_PROFILE = "batch_job"
 """A model may take this profile's time to load; the supervisor notices loads that hang."""
 
 
-class Stream(Iterator[Delta]):
-    """The deltas of one call, as they are generated.
-
-    Iterate over it; leaving the loop early and closing it, or letting it go, cancels the call.
-
-    Attributes:
-        result: The summary, without outputs, once the stream has ended; None before.
-    """
-
-    def __init__(
-        self, connection: Connection, call: Call, args: dict[str, Any], timeout: float
-    ) -> None:
-        self.result: RequestOutput | None = None
-        self.request_id = call.request_id
-        self._connection = connection
-        self._mailbox = ThreadMailbox()
-        self._window = call.window
-        self._taken = 0
-        self._ready: list[Delta] = []
-        self._open = True
-        self._call = connection.submit(call, args, timeout, self._mailbox)
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Delta:
-        while not self._ready:
-            if not self._open:
-                raise StopIteration
-            try:
-                event = self._connection.wait(self._mailbox)
-            except BaseException:  # Ctrl-C while waiting: the call must not go on unseen
-                self.close()
-                raise
-            match event:
-                case Item(_, value):
-                    self._ready = deltas_from(value)[::-1]
-                    self._grant()
-                case Done(_, value, attempt):
-                    self._open = False
-                    self.result = result_from(value, attempt)
-                case Failed(_, error):
-                    self._open = False
-                    raise error
-        return self._ready.pop()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_open", False):
-            with contextlib.suppress(Exception):  # at interpreter exit little works any more
-                self.close()
-
-    def close(self) -> None:
-        """Cancel the call if it still runs."""
-        if self._open:
-            self._open = False
-            self._connection.abandon(self._call)
-
-    def _grant(self) -> None:
-        """Let the sender go on once half of its window was read."""
-        self._taken += 1
-        if self._taken >= self._window // 2:
-            self._connection.credit(self._call, self._taken)
-            self._taken = 0
-
-
-class LLM:
+class LLM(EngineVerbs, VllmMethods):
     """A model of a pool; same methods and result shapes as `vllm.LLM`.
 
     `pool.llm(…)` returns one. Made directly, it starts a pool of its own, which ends with it: the
@@ -151,10 +88,12 @@ class LLM:
         self._link: Link = pool.link
         name = options.pop("name", None)
         wait = options.pop("wait", True)
+        self._chat_template = _template_text(options.pop("chat_template", None))
         own = {key: options.pop(key, default) for key, default in _OWN_OPTIONS.items()}
         own["env"] = dict(own["env"] or {})
         self._load_arguments = load_arguments(model, name, **own, engine_args=options)
         self.name = str(name or model or "tiny")
+        self._adapters = Adapters()
         self._lease: Connection | None = None
         self._load(wait=wait)
 
@@ -180,7 +119,7 @@ class LLM:
         request_id: str | None = None,
         retry: Retry = None,
         use_tqdm: UseTqdm = False,
-        lora_request: Mapping[str, Any] | None = None,
+        **extras: Unpack[Extras],
     ) -> list[RequestOutput]:
         """Complete prompts.
 
@@ -196,7 +135,7 @@ class LLM:
                 its worker is lost; what a stream has brought by then is checked token by token and
                 not repeated. With a temperature above 0 that needs a `seed`.
             use_tqdm: Show a progress bar; a tqdm class of your own is taken as well.
-            lora_request: A map with lora_name, lora_int_id and lora_path.
+            **extras: See `Extras`.
 
         Returns:
             One result for each prompt, in their order.
@@ -211,8 +150,9 @@ class LLM:
 
         For a list of prompts the error's `details["results"]` has what was finished.
         """
-        requests = generate_requests(prompts, sampling_params, {"lora_request": lora_request})
-        seconds = resolve_timeout(timeout, timeout_profile)
+        extras["lora_request"] = self._adapters.resolve(extras.get("lora_request"))
+        requests = generate_requests(prompts, sampling_params, extras)
+        seconds = self._seconds(timeout, timeout_profile)
         call = call_for(self.name, "generate", priority, request_id, retry=retry)
         return self._batch(call, requests, result_from, seconds, use_tqdm)
 
@@ -233,8 +173,10 @@ class LLM:
 
         Args and errors are those of `generate`; `messages` is one conversation or a list of them.
         """
+        template.setdefault("chat_template", self._chat_template)
+        template["lora_request"] = self._adapters.resolve(template.get("lora_request"))
         requests = chat_requests(messages, sampling_params, template)
-        seconds = resolve_timeout(timeout, timeout_profile)
+        seconds = self._seconds(timeout, timeout_profile)
         call = call_for(self.name, "chat", priority, request_id, retry=retry)
         return self._batch(call, requests, result_from, seconds, use_tqdm)
 
@@ -248,12 +190,25 @@ class LLM:
         priority: int | None = None,
         request_id: str | None = None,
         retry: Retry = None,
-        lora_request: Mapping[str, Any] | None = None,
+        first_token_timeout: float | None = None,
+        token_timeout: float | None = None,
+        **extras: Unpack[Extras],
     ) -> Stream:
-        """Complete one prompt and yield what is new as it comes. Args are those of `generate`."""
-        (args,) = generate_requests([prompt], sampling_params, {"lora_request": lora_request})
+        """Complete one prompt and yield what is new as it comes.
+
+        Args are those of `generate`, and besides:
+            first_token_timeout: Seconds to the first tokens, the queue included.
+            token_timeout: Seconds between tokens, while you wait for them.
+
+        Raises:
+            DeadlineExceeded: Time was up; `details["limit"]` says if it was one of these two.
+        """
+        extras["lora_request"] = self._adapters.resolve(extras.get("lora_request"))
+        (args,) = generate_requests([prompt], sampling_params, extras)
         call = call_for(self.name, "generate", priority, request_id, DEFAULT_WINDOW, retry)
-        return Stream(self._connection(), call, args, resolve_timeout(timeout, timeout_profile))
+        pauses = self._link.timeouts.pauses(first_token_timeout, token_timeout)
+        seconds = self._seconds(timeout, timeout_profile)
+        return Stream(self._connection(), call, args, seconds, pauses)
 
     def stream_chat(
         self,
@@ -265,12 +220,18 @@ class LLM:
         priority: int | None = None,
         request_id: str | None = None,
         retry: Retry = None,
+        first_token_timeout: float | None = None,
+        token_timeout: float | None = None,
         **template: Any,
     ) -> Stream:
         """Answer one conversation and yield what is new as it comes. Args are those of `chat`."""
+        template.setdefault("chat_template", self._chat_template)
+        template["lora_request"] = self._adapters.resolve(template.get("lora_request"))
         (args,) = chat_requests(messages, sampling_params, template)
         call = call_for(self.name, "chat", priority, request_id, DEFAULT_WINDOW, retry)
-        return Stream(self._connection(), call, args, resolve_timeout(timeout, timeout_profile))
+        pauses = self._link.timeouts.pauses(first_token_timeout, token_timeout)
+        seconds = self._seconds(timeout, timeout_profile)
+        return Stream(self._connection(), call, args, seconds, pauses)
 
     # Tokens and facts.
 
@@ -297,7 +258,7 @@ class LLM:
         retry: Retry = None,
     ) -> Any:
         """Call a verb of the engine by its name and return its plain result."""
-        seconds = resolve_timeout(timeout, timeout_profile)
+        seconds = self._seconds(timeout, timeout_profile)
         call = call_for(self.name, verb, priority, request_id, retry=retry)
         return self._batch(call, [args], lambda value, _: value, seconds)[0]
 
@@ -320,12 +281,16 @@ class LLM:
             with contextlib.suppress(VllmportError):  # a pool that is gone holds no lease
                 run_call(lease, call_for("", "release", None, None), {"name": self.name}, 10.0)
 
+    def _seconds(self, timeout: float | None = None, profile: str | None = None) -> float:
+        return self._link.timeouts.seconds(timeout, profile)
+
     def _load(self, *, wait: bool) -> None:
         connection = self._link.connection()
         call = call_for("", "load", None, None, DEFAULT_WINDOW)
         arguments = {**self._load_arguments, "wait": wait}
         with load_line(self.name, wanted=True) as show:
-            run_call(connection, call, arguments, resolve_timeout(profile=LOAD_PROFILE), show)
+            seconds = resolve_timeout(profile=LOAD_PROFILE)
+            warn_of(run_call(connection, call, arguments, seconds, show))
         self._lease = connection
 
     def _connection(self) -> Connection:
@@ -336,6 +301,19 @@ class LLM:
         if connection is not self._lease:  # after a loss, or in a forked child
             self._load(wait=True)
         return connection
+
+    def _run(
+        self,
+        verb: str,
+        requests: list[dict[str, Any]],
+        convert: Callable[[Any], T],
+        **limits: Unpack[Limits],
+    ) -> list[T]:
+        seconds = self._seconds(limits.get("timeout"), limits.get("timeout_profile"))
+        priority, request_id = limits.get("priority"), limits.get("request_id")
+        call = call_for(self.name, verb, priority, request_id, retry=limits.get("retry"))
+        use_tqdm = limits.get("use_tqdm", False)
+        return self._batch(call, requests, lambda value, _: convert(value), seconds, use_tqdm)
 
     def _batch(
         self,
@@ -370,7 +348,30 @@ class LLM:
         return batch.outcome()
 
 
-_OWN_OPTIONS: dict[str, Any] = {"v1_multiprocessing": "auto", "env": None, "replicas": 1}
+def warn_of(model: Mapping[str, Any]) -> None:
+    """Pass on what the pool changed in the arguments of a model, as Python's own warnings."""
+    for note in model.get("notes", ()):
+        warnings.warn(f"model {model['name']!r}: {note}", stacklevel=2)
+
+
+def _template_text(template: Any) -> str | None:
+    """Read a chat template, which may be the path of a file."""
+    if template is None or "{" in str(template):
+        return None if template is None else str(template)
+    try:
+        return Path(template).read_text()
+    except OSError as exc:
+        text = f"cannot read the chat template {str(template)!r}: {exc.strerror}"
+        raise InvalidRequest.of("chat_template", str(template), text) from exc
+
+
+_OWN_OPTIONS: dict[str, Any] = {
+    "v1_multiprocessing": "auto",
+    "env": None,
+    "replicas": 1,
+    "loras": None,
+    "preset": None,
+}
 
 
 def run_call(

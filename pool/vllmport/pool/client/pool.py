@@ -5,7 +5,7 @@ import os
 import sys
 import weakref
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 from vllmport.bridge.errors import VllmportError
 from vllmport.pool.client.events import EventStream
@@ -14,6 +14,9 @@ from vllmport.pool.client.link import Link
 from vllmport.pool.client.llm import LLM, run_call
 from vllmport.pool.client.requests import call_for
 from vllmport.pool.endpoint import default_endpoint, socket_path
+
+if TYPE_CHECKING:
+    from vllmport.pool.engine_args import EngineArgs
 
 CONTROL_TIMEOUT = 60.0
 """Seconds for a call to the pool itself that waits for no engine."""
@@ -79,6 +82,10 @@ class Pool:
         """Where others can `Pool.connect` to this pool."""
         return self.link.endpoint
 
+    @overload
+    def llm(self, model: Literal["echo"], **options: Any) -> LLM: ...
+
+    @overload
     def llm(
         self,
         model: str | None = None,
@@ -87,6 +94,22 @@ class Pool:
         v1_multiprocessing: str = "auto",
         env: Mapping[str, str] | None = None,
         replicas: int = 1,
+        loras: Mapping[str, str] | None = None,
+        preset: str | None = None,
+        wait: bool = True,
+        **engine_args: "Unpack[EngineArgs]",
+    ) -> LLM: ...
+
+    def llm(
+        self,
+        model: str | None = None,
+        *,
+        name: str | None = None,
+        v1_multiprocessing: str = "auto",
+        env: Mapping[str, str] | None = None,
+        replicas: int = 1,
+        loras: Mapping[str, str] | None = None,
+        preset: str | None = None,
         wait: bool = True,
         **engine_args: Any,
     ) -> LLM:
@@ -101,6 +124,8 @@ class Pool:
                 "auto": on where cleaning up after it is sure.
             env: Environment variables of its workers.
             replicas: How many workers share its calls.
+            loras: Adapters that calls may name: name → folder.
+            preset: "throughput", "latency" or "memory": engine arguments to start from.
             wait: Return only when all of them are ready.
             **engine_args: Arguments of the engine: `dtype`, `max_model_len`, …
 
@@ -119,6 +144,8 @@ class Pool:
             "v1_multiprocessing": v1_multiprocessing,
             "env": env,
             "replicas": replicas,
+            "loras": loras,
+            "preset": preset,
             "wait": wait,
         }
         return LLM.of(self, model, {**options, **engine_args})

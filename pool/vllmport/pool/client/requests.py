@@ -4,12 +4,14 @@ Pure. Shared by the sync and the async client.
 """
 
 import secrets
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypedDict
 
 from vllmport.bridge.errors import InvalidRequest
 from vllmport.bridge.messages import Call
-from vllmport.pool.client.params import SamplingParams
+from vllmport.pool.client.media import message_with_media, prompt_with_media
+from vllmport.pool.client.parameters import Parameters
+from vllmport.pool.client.params import BeamSearchParams, LoRARequest, PoolingParams, SamplingParams
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 """Text, token ids, or a map with `prompt` or `prompt_token_ids`."""
@@ -20,11 +22,45 @@ Prompts = Prompt | Sequence[Prompt]
 Params = SamplingParams | Mapping[str, Any] | None
 """Sampling parameters, or a map of them."""
 
+PoolParams = PoolingParams | Mapping[str, Any] | None
+"""Pooling parameters, or a map of them."""
+
+Lora = LoRARequest | Mapping[str, Any] | str | None
+"""An adapter: a LoRARequest, a map like it, or the name of one that the model knows."""
+
+PAIRS = 64
+"""Pairs of texts in one call of `score`: as many as travel together and are scored together."""
+
 Retry = Literal["resume"] | None
 """What becomes of a call whose worker is lost after it started it: None lets it fail."""
 
 Message = Mapping[str, Any]
 """One chat message: `role` and `content`, and what the model's template knows besides."""
+
+
+class Limits(TypedDict, total=False):
+    """What every call takes; see `LLM.generate`."""
+
+    timeout: float | None
+    timeout_profile: str | None
+    priority: int | None
+    request_id: str | None
+    retry: Retry
+    use_tqdm: bool | Callable[..., Any]
+
+
+class Extras(TypedDict, total=False):
+    """What generation takes besides prompts and sampling parameters."""
+
+    lora_request: Lora | Sequence[Lora]
+    """An adapter: a LoRARequest, a map like it, or a name that `add_lora` or the model's
+    specification made known. For all prompts, or a list with one for each."""
+    guided_decoding_params: Params
+    """Old name of `structured_outputs` in the sampling parameters."""
+    tokenization_kwargs: Mapping[str, Any] | None
+    """How to tokenize: vLLM's add_special_tokens, truncate_prompt_tokens and the like."""
+    mm_processor_kwargs: Mapping[str, Any] | None
+    """For the processor of images and the like."""
 
 
 def prompt_list(prompts: Prompts) -> list[Prompt]:
@@ -47,7 +83,9 @@ def prompt_list(prompts: Prompts) -> list[Prompt]:
     return list(prompts)  # type: ignore[arg-type]  # checked just now
 
 
-def params_list(params: Params | Sequence[Params], count: int) -> list[dict[str, Any] | None]:
+def params_list(
+    params: Any, count: int, name: str = "sampling_params"
+) -> list[dict[str, Any] | None]:
     """Return the parameters of each of `count` prompts.
 
     Raises:
@@ -55,10 +93,9 @@ def params_list(params: Params | Sequence[Params], count: int) -> list[dict[str,
     """
     if isinstance(params, Sequence):
         if len(params) != count:
-            text = (
-                f"{len(params)} sampling parameters for {count} prompts; give one, or one for each"
-            )
-            raise InvalidRequest.of("sampling_params", len(params), text)
+            what = name.replace("_params", " parameters")
+            text = f"{len(params)} {what} for {count} prompts; give one, or one for each"
+            raise InvalidRequest.of(name, len(params), text)
         return [_params_to_wire(item) for item in params]
     return [_params_to_wire(params)] * count
 
@@ -69,10 +106,10 @@ def generate_requests(
     """Build the arguments of the `generate` calls, one for each prompt."""
     listed = prompt_list(prompts)
     given = params_list(params, len(listed))
-    wanted = _given(extra)
+    wanted, adapters = _shared_and_own(extra, len(listed))
     return [
-        {"prompt": _plain(prompt), "sampling_params": own, **wanted}
-        for prompt, own in zip(listed, given, strict=True)
+        {"prompt": _plain(prompt), "sampling_params": own, **wanted, **adapter}
+        for prompt, own, adapter in zip(listed, given, adapters, strict=True)
     ]
 
 
@@ -92,11 +129,85 @@ def chat_requests(
         raise InvalidRequest.of("messages", repr(messages)[:200], text)
     conversations: list[Any] = list(messages) if several else [messages]
     given = params_list(params, len(conversations))
+    wanted, adapters = _shared_and_own(extra, len(conversations))
+    return [
+        {
+            "messages": [message_with_media(message) for message in conversation],
+            "sampling_params": own,
+            **wanted,
+            **adapter,
+        }
+        for conversation, own, adapter in zip(conversations, given, adapters, strict=True)
+    ]
+
+
+def pooling_requests(
+    prompts: Prompts,
+    params: PoolParams | Sequence[PoolParams],
+    lora: Lora | Sequence[Lora],
+    extra: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Build the arguments of pooling calls, one for each prompt."""
+    listed = prompt_list(prompts)
+    given = params_list(params, len(listed), "pooling_params")
+    adapters = lora_list(lora, len(listed))
     wanted = _given(extra)
     return [
-        {"messages": [dict(message) for message in conversation], "sampling_params": own, **wanted}
-        for conversation, own in zip(conversations, given, strict=True)
+        _given({"prompt": _plain(prompt), "pooling_params": own, "lora_request": name, **wanted})
+        for prompt, own, name in zip(listed, given, adapters, strict=True)
     ]
+
+
+def score_requests(
+    data_1: Any, data_2: Any, params: PoolParams, lora: Lora, extra: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Build the arguments of `score` calls: one text with many, or many with as many.
+
+    Raises:
+        InvalidRequest: The lengths do not fit, or there is nothing to score.
+    """
+    first = list(data_1) if isinstance(data_1, list | tuple) else [data_1]
+    second = list(data_2) if isinstance(data_2, list | tuple) else [data_2]
+    if not second or len(first) not in (1, len(second)):
+        text = f"{len(first)} texts cannot be paired with {len(second)}: give 1 and N, or N and N"
+        raise InvalidRequest.of("data_1", len(first), text)
+    wanted = {"pooling_params": _params_to_wire(params), "lora_request": _lora(lora), **extra}
+    return [
+        _given(
+            {
+                "data_1": first if len(first) == 1 else first[start : start + PAIRS],
+                "data_2": second[start : start + PAIRS],
+                **wanted,
+            }
+        )
+        for start in range(0, len(second), PAIRS)
+    ]
+
+
+def beam_requests(
+    prompts: Prompts, params: BeamSearchParams | Mapping[str, Any], lora: Lora | Sequence[Lora]
+) -> list[dict[str, Any]]:
+    """Build the arguments of `beam_search` calls, one for each prompt."""
+    listed = prompt_list(prompts)
+    plain = _params_to_wire(params)
+    return [
+        _given({"prompt": _plain(prompt), "params": plain, "lora_request": name})
+        for prompt, name in zip(listed, lora_list(lora, len(listed)), strict=True)
+    ]
+
+
+def lora_list(lora: Lora | Sequence[Lora], count: int) -> list[Any]:
+    """Return the adapter of each of `count` prompts.
+
+    Raises:
+        InvalidRequest: There is a list of them, but of another length.
+    """
+    if isinstance(lora, Sequence) and not isinstance(lora, str):
+        if len(lora) != count:
+            text = f"{len(lora)} adapters for {count} prompts; give one, or one for each"
+            raise InvalidRequest.of("lora_request", len(lora), text)
+        return [_lora(item) for item in lora]
+    return [_lora(lora)] * count
 
 
 def call_for(
@@ -138,9 +249,12 @@ def numbered(call: Call, index: int, count: int) -> Call:
 def load_arguments(
     model: str | None,
     name: str | None,
+    *,
     v1_multiprocessing: str,
     env: Mapping[str, str] | None,
     replicas: int,
+    loras: Mapping[str, str] | None,
+    preset: str | None,
     engine_args: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Build the arguments of the pool's `load`."""
@@ -150,6 +264,8 @@ def load_arguments(
         "v1_multiprocessing": v1_multiprocessing,
         "env": dict(env or {}),
         "replicas": replicas,
+        "loras": dict(loras or {}),
+        "preset": preset,
         "engine_args": dict(engine_args),
     }
 
@@ -160,22 +276,42 @@ def _is_conversation(value: Any) -> bool:
     return listed and bool(value) and all(isinstance(message, Mapping) for message in value)
 
 
-def _params_to_wire(params: Params) -> dict[str, Any] | None:
+def _params_to_wire(params: Any) -> dict[str, Any] | None:
     match params:
         case None:
             return None
-        case SamplingParams():
+        case Parameters():
             return params.to_wire()
         case Mapping():
-            return dict(params)
-    text = f"sampling_params is a SamplingParams or a map, not {type(params).__name__}"
+            return {
+                name: value.to_wire() if isinstance(value, Parameters) else value
+                for name, value in params.items()
+            }
+    text = (
+        f"parameters are of a class such as SamplingParams, or a map, not {type(params).__name__}"
+    )
     raise InvalidRequest.of("sampling_params", repr(params)[:200], text)
+
+
+def _lora(lora: Lora) -> Any:
+    return lora if lora is None or isinstance(lora, str) else _params_to_wire(lora)
 
 
 def _plain(prompt: Prompt) -> Any:
     if isinstance(prompt, str):
         return prompt
-    return dict(prompt) if isinstance(prompt, Mapping) else list(prompt)
+    return prompt_with_media(prompt) if isinstance(prompt, Mapping) else list(prompt)
+
+
+def _shared_and_own(
+    extra: Mapping[str, Any], count: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Tell what all requests have in common from the adapter, which each may have its own."""
+    shared = _given({name: value for name, value in extra.items() if name != "lora_request"})
+    if isinstance(shared.get("guided_decoding_params"), Parameters):
+        shared["guided_decoding_params"] = shared["guided_decoding_params"].to_wire()
+    own = lora_list(extra.get("lora_request"), count)
+    return shared, [{} if lora is None else {"lora_request": lora} for lora in own]
 
 
 def _given(extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 The fields are those of `vllm.RequestOutput` and `vllm.CompletionOutput`, vLLM 0.32.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,7 +88,7 @@ def completion_from(data: Mapping[str, Any]) -> CompletionOutput:
         data["text"],
         data["token_ids"],
         data.get("cumulative_logprob"),
-        _logprobs(data.get("logprobs")),
+        logprobs_from(data.get("logprobs")),
         data.get("finish_reason"),
         data.get("stop_reason"),
     )
@@ -100,20 +101,28 @@ def deltas_from(data: Mapping[str, Any]) -> list[Delta]:
 
 def result_from(data: Mapping[str, Any], attempts: int = 1) -> RequestOutput:
     """Build a result, or the summary of a stream, from its map on the wire."""
+    warn_of_notes(data)
     return RequestOutput(
         request_id=data["request_id"],
         prompt=data["prompt"],
         prompt_token_ids=data["prompt_token_ids"],
         outputs=[completion_from(output) for output in data.get("outputs", ())],
         finished=data["finished"],
-        prompt_logprobs=_logprobs(data.get("prompt_logprobs")),
+        prompt_logprobs=logprobs_from(data.get("prompt_logprobs")),
         num_cached_tokens=data.get("num_cached_tokens"),
         usage=dict(data.get("usage", {})),
         attempts=attempts,
     )
 
 
-def _logprobs(rows: Sequence[Mapping[int, Mapping[str, Any]] | None] | None) -> Logprobs | None:
+def warn_of_notes(data: Mapping[str, Any]) -> None:
+    """Pass on what was translated in the arguments of a call, as Python's own warnings."""
+    for note in data.get("notes", ()):
+        warnings.warn(note, DeprecationWarning, stacklevel=2)
+
+
+def logprobs_from(rows: Sequence[Mapping[int, Mapping[str, Any]] | None] | None) -> Logprobs | None:
+    """Build log-probabilities from their maps on the wire."""
     if rows is None:
         return None
     return [

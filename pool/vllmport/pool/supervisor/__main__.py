@@ -28,11 +28,15 @@ def main() -> int:
     parser.add_argument("--ready-fd", type=int, default=-1)
     parser.add_argument("--lifeline-fd", type=int, default=-1)
     args = parser.parse_args()
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
     with os.fdopen(args.plan_fd) as pipe:
         plan = Plan.from_json(pipe.read())
+    level = plan.log_level.upper()
+    logging.basicConfig(
+        level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
+    # What workers inherit, unless their own environment says otherwise.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", level)
+    os.environ["VLLMPORT_PROCESS_GROUP_KILL"] = str(int(plan.process_group_kill))
     try:
         lock = lock_endpoint(Path(plan.socket_path), LOCK_PATIENCE)
     except EndpointTaken as exc:

@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import zmq
 
@@ -39,6 +39,7 @@ class Front:
     Args:
         clients: Their socket.
         welcome: What a new client is told.
+        timeouts: What it is told of time-outs.
         act: Called after each message, to do what was decided.
     """
 
@@ -47,6 +48,7 @@ class Front:
         clients: Clients,
         deciders: Deciders,
         welcome: Welcome,
+        timeouts: Mapping[str, Any],
         act: Callable[[float], None],
     ) -> None:
         self.stopping = False
@@ -56,6 +58,7 @@ class Front:
         self._fleet = deciders.fleet
         self._events = deciders.events
         self._welcome = welcome
+        self._terms = {**_limits(), "timeouts": dict(timeouts)}
         self._act = act
 
     def on_messages(self) -> None:
@@ -119,7 +122,7 @@ class Front:
         self._forget_all(gone)
         logger.info("client=%d connected pid=%d name=%s", client.key, message.pid, message.name)
         self._events.add("client.connected", client=client.key, pid=message.pid, name=message.name)
-        self.send(client.key, encode(self._welcome, pack(_limits())))
+        self.send(client.key, encode(self._welcome, pack(self._terms)))
 
     def _on_client(self, client: Client, message: Message, packed: Packed, now: float) -> None:
         match message:

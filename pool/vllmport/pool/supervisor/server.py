@@ -83,7 +83,7 @@ class Supervisor:
         )
         self._descriptors = Descriptors()
         self._crew = Crew(plan, lock_fd, self._workers, deciders, self._descriptors, self._act_now)
-        self._front = Front(self._clients, deciders, self._welcome, self._act)
+        self._front = Front(self._clients, deciders, self._welcome, plan.timeouts, self._act)
         self._back = Back(self._workers, self._crew, deciders, self._welcome.product, self._act)
         self._timed = (
             (self._dispatcher.next_deadline, self._expire),
@@ -297,6 +297,7 @@ class Supervisor:
                 "product": self._welcome.product,
                 "endpoint": self._plan.endpoint,
                 "log_dir": self._plan.log_dir,
+                "config": self._plan.config,
                 "stopping": self._stopping,
                 "clients": len(self._clients),
             },

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from vllmport.bridge.errors import InvalidRequest, shown
+from vllmport.bridge.removed import Modern
+from vllmport.pool.engine_check import check_engine_args
 from vllmport.pool.plan import ECHO_MODEL, TINY_MODEL, ModelSpec
+from vllmport.pool.presets import preset
 
 MAX_MODEL_NAME: Final = 200
 """Bytes in the name of a model; ids of workers and names of files are made from it."""
@@ -24,11 +27,12 @@ def spec_from(args: Mapping[str, Any], aliases: Mapping[str, str]) -> ModelSpec:
     """Build a specification.
 
     Args:
-        args: `model`, `name`, `v1_multiprocessing`, `env`, `replicas`, `engine_args`; all optional.
+        args: `model`, `name`, `v1_multiprocessing`, `env`, `replicas`, `loras`,
+            `preset`, `engine_args`; all optional.
         aliases: Model name as callers write it → what it stands for.
 
     Raises:
-        InvalidRequest: A field is of a wrong type or out of range.
+        InvalidRequest: A field is of a wrong type or out of range, or an engine argument unknown.
     """
     if args.get("name") and not args.get("model"):
         text = f"no model {shown(args['name'])} runs in this pool; say which `model` to load"
@@ -36,7 +40,11 @@ def spec_from(args: Mapping[str, Any], aliases: Mapping[str, str]) -> ModelSpec:
     asked = _printable("model", args.get("model") or TINY_MODEL)
     resolved = aliases.get(asked, asked)
     mode = _mode(args.get("v1_multiprocessing") or "auto")
-    engine_args = _engine_args(args.get("engine_args") or {})
+    engine_args, notes = _engine_args(args.get("engine_args") or {}, checked=resolved != ECHO_MODEL)
+    engine_args = {**preset(args.get("preset")), **engine_args}
+    env = _env(args.get("env") or {})
+    if isinstance(engine_args.get("hf_token"), str):  # where it is shown to nobody
+        env = {**env, "HF_TOKEN": engine_args.pop("hf_token")}
     if resolved == aliases.get(TINY_MODEL):
         # It is there to be quick: one process and no compilation, unless it was asked otherwise.
         mode = "off" if mode == "auto" else mode
@@ -46,9 +54,11 @@ def spec_from(args: Mapping[str, Any], aliases: Mapping[str, str]) -> ModelSpec:
         model=resolved,
         engine="echo" if resolved == ECHO_MODEL else "vllm",
         v1_multiprocessing=mode,
-        env=_env(args.get("env") or {}),
+        env=env,
         replicas=_replicas(args.get("replicas", 1)),
+        loras=_loras(args.get("loras") or {}),
         engine_args=engine_args,
+        notes=tuple(notes),
     )
 
 
@@ -81,9 +91,17 @@ def _replicas(value: Any) -> int:
     raise InvalidRequest.of("replicas", shown(value), text)
 
 
-def _engine_args(value: Any) -> dict[str, Any]:
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+def _loras(value: Any) -> dict[str, str]:
+    if isinstance(value, dict) and all(
+        isinstance(x, str) and x for kv in value.items() for x in kv
+    ):
         return value
+    raise InvalidRequest.of("loras", shown(value), "loras is a map of names to folders")
+
+
+def _engine_args(value: Any, *, checked: bool) -> Modern:
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return check_engine_args(value) if checked else (value, [])
     raise InvalidRequest.of("engine_args", None, "engine arguments are a map with text keys")
 
 

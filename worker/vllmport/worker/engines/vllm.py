@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from vllmport.worker.causes import cause_file
 from vllmport.worker.engine import Engine, Port
 from vllmport.worker.plugin import name_shared_memory
 
@@ -19,7 +20,8 @@ def load_vllm(spec: Mapping[str, Any], port: Port) -> Engine:
     """Import vLLM, check the arguments and build the engine; call it from the main thread.
 
     Args:
-        spec: `model`, a path or a name; `engine_args`, vLLM's; `mode`, "on" or "off".
+        spec: `model`, a path or a name; `engine_args`, vLLM's; `mode`, "on" or "off"; `loras`,
+            the folders of adapters by name.
         port: Is told the stages.
 
     Raises:
@@ -38,12 +40,14 @@ def load_vllm(spec: Mapping[str, Any], port: Port) -> Engine:
     port.progress("checking", f"imported in {time.monotonic() - begun:.1f} s")
     config, engine_args = engine_config(args, in_process=mode == "off")
     port.progress("loading", f"{args['model']} as {config.model_config.dtype}")
-    try:
-        engine = driver(config, engine_args, port)
-        port.progress("warming up")
-        engine.warm_up()
-    except Exception as exc:  # any class at all: vLLM, torch, the operating system
-        raise as_load_error(exc) from exc
+    with cause_file() as file:
+        try:
+            engine = driver(config, engine_args, port, spec.get("loras", {}))
+            engine.info["warnings"] = list(spec.get("warnings", ()))
+            port.progress("warming up")
+            engine.warm_up()
+        except Exception as exc:  # any class at all: vLLM, torch, the operating system
+            raise as_load_error(exc, file.read()) from exc
     return engine  # type: ignore[no-any-return]  # one of two classes, chosen above
 
 

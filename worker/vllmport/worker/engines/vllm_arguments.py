@@ -70,31 +70,77 @@ def engine_config(
     return config, engine_args
 
 
-def resolved(config: VllmConfig) -> dict[str, Any]:
-    """Describe as plain data what the arguments of a loaded engine were resolved to."""
-    model, cache, scheduler = config.model_config, config.cache_config, config.scheduler_config
-    parallel = config.parallel_config
+def resolved(engine: Any, tasks: tuple[Any, ...]) -> dict[str, Any]:
+    """Describe as plain data what the arguments of a loaded engine were resolved to.
+
+    Args:
+        engine: An LLMEngine or an AsyncLLM.
+        tasks: What the loaded model can do.
+    """
+    config: VllmConfig = engine.vllm_config
+    return {
+        **_of_model(config, engine.get_tokenizer(), tasks),
+        **_of_running(config),
+        "disable_log_stats": not engine.log_stats,
+    }
+
+
+def _of_model(config: VllmConfig, tokenizer: Any, tasks: tuple[Any, ...]) -> dict[str, Any]:
+    model = config.model_config
+    pooling = model.runner_type == "pooling"
     return {
         "model": model.model,
         "tokenizer": model.tokenizer,
+        "revision": model.revision,
+        "trust_remote_code": bool(model.trust_remote_code),
+        "architecture": model.architecture,
+        "multimodal": bool(model.is_multimodal_model),
         "runner": model.runner_type,
+        "convert": model.convert_type,
+        "supported_tasks": sorted(map(str, tasks)),
+        "pooling_task": model.get_pooling_task(tasks) if pooling else None,
         "dtype": str(model.dtype).removeprefix("torch."),
         "quantization": None if model.quantization is None else str(model.quantization),
         "seed": model.seed,
         "enforce_eager": bool(model.enforce_eager),
+        "enable_sleep_mode": bool(model.enable_sleep_mode),
         "max_model_len": model.max_model_len,
+        "max_logprobs": model.max_logprobs,
         "vocab_size": model.get_vocab_size(),
+        "eos_token_id": getattr(tokenizer, "eos_token_id", None),
+        "bos_token_id": getattr(tokenizer, "bos_token_id", None),
+        "pad_token_id": getattr(tokenizer, "pad_token_id", None),
+        "default_sampling_params": dict(model.get_diff_sampling_param()),
+    }
+
+
+def _of_running(config: VllmConfig) -> dict[str, Any]:
+    cache, scheduler, parallel = (
+        config.cache_config,
+        config.scheduler_config,
+        config.parallel_config,
+    )
+    lora, structured = config.lora_config, config.structured_outputs_config
+    return {
         "max_num_seqs": scheduler.max_num_seqs,
         "max_num_batched_tokens": scheduler.max_num_batched_tokens,
+        "enable_chunked_prefill": bool(scheduler.enable_chunked_prefill),
+        "scheduling_policy": str(scheduler.policy),
         "tensor_parallel_size": parallel.tensor_parallel_size,
         "pipeline_parallel_size": parallel.pipeline_parallel_size,
         "data_parallel_size": parallel.data_parallel_size,
+        "distributed_executor_backend": str(parallel.distributed_executor_backend),
+        "gpu_memory_utilization": cache.gpu_memory_utilization,
         "kv_cache_dtype": str(cache.cache_dtype),
         "kv_cache_memory_bytes": cache.kv_cache_memory_bytes,
         "block_size": cache.block_size,
         "num_gpu_blocks": cache.num_gpu_blocks,
         "enable_prefix_caching": bool(cache.enable_prefix_caching),
-        "enable_lora": config.lora_config is not None,
+        "cpu_offload_gb": config.offload_config.uva.cpu_offload_gb,
+        "enable_lora": lora is not None,
+        "max_loras": None if lora is None else lora.max_loras,
+        "max_lora_rank": None if lora is None else lora.max_lora_rank,
+        "structured_outputs_backend": structured.backend,
         "device": current_platform.device_type,
     }
 

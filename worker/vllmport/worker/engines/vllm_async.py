@@ -5,11 +5,12 @@ thread that started it. Imports vLLM: only for workers that run it.
 """
 
 import asyncio
+import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from vllm.sampling_params import SamplingParams
+from vllm.pooling_params import PoolingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -27,10 +28,10 @@ class AsyncVllm(VllmDriver):
 
     mode = "on"
 
-    def __init__(self, config: Any, engine_args: Any, port: Port) -> None:
+    def __init__(self, config: Any, engine_args: Any, port: Port, loras: Mapping[str, str]) -> None:
         self._loop = asyncio.new_event_loop()
-        super().__init__(self._loop.run_until_complete(_build(config, engine_args)), port)
-        self._adapters: set[tuple[str, int, str]] = set()
+        engine, tasks = self._loop.run_until_complete(_build(config, engine_args))
+        super().__init__(engine, port, tasks, loras)
         self._over: asyncio.Future[None] | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._turn_is_due = False
@@ -59,27 +60,42 @@ class AsyncVllm(VllmDriver):
     def close(self) -> None:
         """Abort what is open, and end the engine's processes; takes up to five seconds."""
         for call in self._calls.values():
-            call.task.cancel()
+            self._drop_all(call)
         self._engine.shutdown()
         self._loop.run_until_complete(asyncio.sleep(0))  # it closes its sockets by call_soon
         self._loop.close()
 
-    def _start(
-        self, call: Call, prompt: Any, params: SamplingParams, lora: Any, priority: int
-    ) -> None:
-        call.task = self._loop.create_task(self._consume(call, prompt, params, lora, priority))
+    def _start(self, call: Call, prompt: Any, params: Any, lora: Any) -> None:
+        call.task = self._loop.create_task(self._consume(call, prompt, params, lora))
 
     def _drop(self, call: Call) -> None:
-        call.task.cancel()  # generate() answers this by aborting the request
+        call.task.cancel()  # the engine's generator answers this by aborting the request
 
-    async def _consume(
-        self, call: Call, prompt: Any, params: SamplingParams, lora: Any, priority: int
+    def _ask(self, call: Call, action: Callable[[Any], Any], done: Callable[[Any], Any]) -> None:
+        call.task = self._loop.create_task(self._answer(call, action, done))
+
+    async def _answer(
+        self, call: Call, action: Callable[[Any], Any], done: Callable[[Any], Any]
     ) -> None:
         try:
-            if lora is not None:
-                await self._load_adapter(lora)
-            async for output in self._engine.generate(
-                prompt, params, call.name, lora_request=lora, priority=priority
+            found = action(self._engine)
+            answer = done(await found if inspect.isawaitable(found) else found)
+        except Exception as exc:  # noqa: BLE001  # what goes wrong in a task belongs to its call
+            self._fail(call, exc)
+        else:
+            del self._calls[call.key]
+            self._port.finish(call.key, answer)
+        self._turn_soon()
+
+    async def _consume(self, call: Call, prompt: Any, params: Any, lora: Any) -> None:
+        run = self._engine.encode if isinstance(params, PoolingParams) else self._engine.generate
+        try:
+            if lora is not None and self.adapters.is_new(lora):
+                # A bad one found inside a step would end the engine.
+                await self._engine.add_lora(lora)
+                self.adapters.was_loaded(lora)
+            async for output in run(
+                prompt, params, call.name, lora_request=lora, priority=call.priority
             ):
                 self._deliver(call, output)
                 self._turn_soon()
@@ -87,17 +103,12 @@ class AsyncVllm(VllmDriver):
             self._die()
         except Exception as exc:  # noqa: BLE001  # what goes wrong in a task belongs to its call
             self._fail(call, exc)
-
-    async def _load_adapter(self, lora: Any) -> None:
-        """Load an adapter on its first use: a bad one found inside a step would end the engine."""
-        identity = (lora.lora_name, lora.lora_int_id, lora.lora_path)
-        if identity not in self._adapters:
-            await self._engine.add_lora(lora)
-            self._adapters.add(identity)
+            self._turn_soon()
 
     async def _warm_up(self) -> None:
-        prompt, params = warm_up_request(self._engine)
-        async for _ in self._engine.generate(prompt, params, "warm-up"):
+        prompt, params = warm_up_request(self._engine, self.info)
+        run = self._engine.encode if isinstance(params, PoolingParams) else self._engine.generate
+        async for _ in run(prompt, params, "warm-up"):
             pass
 
     # The loop.
@@ -163,11 +174,12 @@ class AsyncVllm(VllmDriver):
         processor.process_outputs = counted
 
 
-async def _build(config: Any, engine_args: Any) -> AsyncLLM:
+async def _build(config: Any, engine_args: Any) -> tuple[AsyncLLM, tuple[Any, ...]]:
     """Build the engine inside the running loop, where its output handler can start at once."""
-    return AsyncLLM.from_vllm_config(
+    engine = AsyncLLM.from_vllm_config(
         config,
         usage_context=USAGE,
         enable_log_requests=engine_args.enable_log_requests,
         disable_log_stats=engine_args.disable_log_stats,
     )
+    return engine, await engine.get_supported_tasks()

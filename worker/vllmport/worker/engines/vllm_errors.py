@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
+import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from jinja2 import TemplateError
 from msgspec import ValidationError
@@ -23,13 +24,17 @@ from vllm.exceptions import (
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from vllmport.bridge.errors import (
+    CudaOutOfMemory,
     EngineDead,
     EngineError,
+    GpuMemoryUtilization,
     InvalidRequest,
+    KVCacheTooSmall,
     Overloaded,
     StartupFailed,
     VllmportError,
 )
+from vllmport.worker.causes import Cause
 
 _CONFIG_NAMES = {"cache_dtype": "kv_cache_dtype", "method": "quantization"}
 """Fields of vLLM's configuration that its engine arguments call by another name."""
@@ -62,6 +67,8 @@ def as_request_error(  # noqa: C901, PLR0911  # one flat table of classes
             return InvalidRequest.of(parameter, plain(value), str(error.args[0]))
         case VLLMClientError() | ValueError() | TypeError() | ValidationError() | TemplateError():
             return InvalidRequest.of(parameter, plain(value), str(error))
+        case NotImplementedError():
+            return InvalidRequest.of(parameter, plain(value), str(error))
         case GracefulHTTPError():  # admission limits the user set on the engine itself
             return Overloaded(error.message)
         case RetryableRequestError():
@@ -78,18 +85,51 @@ def as_config_error(error: BaseException, args: Mapping[str, Any]) -> VllmportEr
             return _refused_fields(error, args)
         case LocalEntryNotFoundError() | OfflineModeIsEnabled() | HfHubHTTPError():
             return _no_hub(error, args)
+        case OSError() if not Path(args["model"]).exists():  # transformers' word for the same
+            return _no_hub(error, args)
         case VLLMClientError() | ValueError() | TypeError():
             return InvalidRequest.of("", None, str(error), phase="load")
     return as_load_error(error)
 
 
-def as_load_error(error: BaseException) -> VllmportError:
-    """Say what an exception means that was raised while the engine was built."""
+def as_load_error(error: BaseException, cause: Cause | None = None) -> VllmportError:
+    """Say what an exception means that was raised while the engine was built.
+
+    Args:
+        error: What was raised here.
+        cause: What a process of the engine said of its own failure, which is what counts then.
+    """
     if isinstance(error, VllmportError):
         return error
-    return StartupFailed(
-        f"{type(error).__name__}: {error}", phase="load", details={"class": class_name(error)}
-    )
+    cause = cause or Cause.of(error)
+    cls, advice = _MEMORY.get((cause.module, cause.function), (StartupFailed, ""))
+    if cause.name == class_of(torch.OutOfMemoryError):
+        cls, advice = CudaOutOfMemory, _OUT_OF_MEMORY
+    name = cause.name.rpartition(".")[2]
+    text = f"{name}: {cause.text}{advice}"
+    return cls(text, phase="load", details={"class": cause.name})
+
+
+_OUT_OF_MEMORY = (
+    "; lower max_model_len, max_num_seqs or gpu_memory_utilization, use quantization or "
+    "cpu_offload_gb, or raise tensor_parallel_size"
+)
+_MEMORY: Mapping[tuple[str, str], tuple[type[StartupFailed], str]] = {
+    ("vllm.v1.core.kv_cache_utils", "_check_enough_kv_cache_memory"): (
+        KVCacheTooSmall,
+        "; lower max_model_len, raise kv_cache_memory_bytes or gpu_memory_utilization, or use "
+        "kv_cache_dtype='fp8'",
+    ),
+    ("vllm.v1.worker.utils", "request_memory"): (
+        GpuMemoryUtilization,
+        "; lower gpu_memory_utilization, set kv_cache_memory_bytes, or free the GPU",
+    ),
+    ("vllm.v1.worker.cpu_worker", "__init__"): (
+        GpuMemoryUtilization,
+        "; on the CPU, set kv_cache_memory_bytes",
+    ),
+}
+"""Where vLLM raises what it has no class for → ours, and what to do about it."""
 
 
 @contextmanager
@@ -101,11 +141,13 @@ def blaming(parameter: str) -> Iterator[None]:
         raise as_request_error(exc, parameter) from exc
 
 
-def unknown(kind: str, name: str, value: Any, known: Iterable[str]) -> InvalidRequest:
+def unknown(
+    kind: str, name: str, value: Any, known: Iterable[str], parameter: str = ""
+) -> InvalidRequest:
     """Build the refusal of a name that does not exist, with the nearest one that does."""
     close = difflib.get_close_matches(name, list(known), n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return InvalidRequest.of(name, plain(value), f"unknown {kind} {name!r}{hint}")
+    return InvalidRequest.of(parameter or name, plain(value), f"unknown {kind} {name!r}{hint}")
 
 
 def refuse_missing(parameter: str, path: str) -> None:
@@ -123,7 +165,12 @@ def plain(value: Any) -> Any:
 
 def class_name(error: BaseException) -> str:
     """Return the full name of an exception's class."""
-    return f"{type(error).__module__}.{type(error).__qualname__}"
+    return class_of(type(error))
+
+
+def class_of(cls: type) -> str:
+    """Return the full name of a class."""
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _no_hub(error: BaseException, args: Mapping[str, Any]) -> StartupFailed:

