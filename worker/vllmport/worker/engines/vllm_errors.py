@@ -102,6 +102,12 @@ def as_load_error(error: BaseException, cause: Cause | None = None) -> VllmportE
     if isinstance(error, VllmportError):
         return error
     cause = cause or Cause.of(error)
+    if cause.module in _WAITING_FOR_OTHERS:
+        text = f"an engine process ended while it loaded, and said nothing ({cause.text})"
+        details = {"class": cause.name}
+        return StartupFailed(
+            f"{text} ({cause.text})", phase="load", retryable=True, details=details
+        )
     cls, advice = _MEMORY.get((cause.module, cause.function), (StartupFailed, ""))
     if cause.name == class_of(torch.OutOfMemoryError):
         cls, advice = CudaOutOfMemory, _OUT_OF_MEMORY
@@ -109,6 +115,10 @@ def as_load_error(error: BaseException, cause: Cause | None = None) -> VllmportE
     text = f"{name}: {cause.text}{advice}"
     return cls(text, phase="load", details={"class": cause.name})
 
+
+_WAITING_FOR_OTHERS = ("vllm.v1.engine.utils", "vllm.v1.executor.multiproc_executor")
+"""Where vLLM raises that another process of its own did not come up. Had that one failed with an
+exception, it would be the cause: so it was killed, and another try may succeed."""
 
 _OUT_OF_MEMORY = (
     "; lower max_model_len, max_num_seqs or gpu_memory_utilization, use quantization or "
