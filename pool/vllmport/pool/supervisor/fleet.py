@@ -326,8 +326,8 @@ class Fleet:
 
     def _fill(self, model: Model, now: float) -> None:
         """Start the workers that a model should have and has not."""
-        lasting = [w for w in model.workers.values() if w.state is not DRAINING and not w.replaces]
-        for _ in range(model.spec.replicas - len(lasting)):
+        lasting = sum(not worker.replaces for worker in model.lasting)
+        for _ in range(model.spec.replicas - lasting):
             model.settled = False
             self._new_worker(model, now)
 
@@ -396,9 +396,11 @@ class Fleet:
             elif self._has_room(worker):
                 self._new_worker(model, now, replaces=worker_id)
                 return
-            else:  # no memory for two: one after the other
+            elif model.complete:  # no memory for two: one after the other
                 del model.to_replace[worker_id]
                 self._drain(worker, reason, now)
+                return
+            else:
                 return
 
     # Inside: stopping.

@@ -92,14 +92,21 @@ class Model:
         return next((WorkerState(name) for name in order if name in states), WorkerState.STOPPED)
 
     @property
+    def lasting(self) -> list[Worker]:
+        """The workers that are not on their way out."""
+        return [w for w in self.workers.values() if w.state is not WorkerState.DRAINING]
+
+    @property
+    def complete(self) -> bool:
+        """Whether it has all the workers it should have, and none is on its way in."""
+        states = [worker.state for worker in self.lasting]
+        return len(states) == self.spec.replicas and not COMING.intersection(states)
+
+    @property
     def ready(self) -> bool:
         """Whether every worker it should have serves, and none is waiting to be replaced."""
-        lasting = [w for w in self.workers.values() if w.state is not WorkerState.DRAINING]
-        return (
-            len(lasting) == self.spec.replicas
-            and all(worker.state is WorkerState.READY for worker in lasting)
-            and not self.to_replace
-        )
+        states = {worker.state for worker in self.lasting}
+        return self.complete and states == {WorkerState.READY} and not self.to_replace
 
     def free_place(self) -> str:
         """Name a place that no worker has."""
