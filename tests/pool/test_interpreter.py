@@ -42,6 +42,14 @@ def test_the_order_is_variables_settings_the_folders_own_and_this_one(
     assert find_interpreter(None, None, tmp_path) == (f"{named}/bin/python3", "VLLMPORT_VENV")
 
 
+def test_the_environment_that_runs_the_pool_is_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nearby = made(tmp_path / ".venv", with_vllmport=True)
+    monkeypatch.setattr(sys, "prefix", str(nearby))
+    assert find_interpreter(None, None, tmp_path) == (sys.executable, "this Python")
+
+
 def test_a_folder_of_the_name_without_vllmport_is_not_taken(tmp_path: Path) -> None:
     made(tmp_path / ".venv")
     assert find_interpreter(None, None, tmp_path).origin == "this Python"

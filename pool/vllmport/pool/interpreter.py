@@ -44,7 +44,8 @@ def find_interpreter(python: str | None, venv: str | None, folder: Path) -> Inte
     if venv is not None:
         return Interpreter(_inside(folder / Path(venv).expanduser(), "venv"), "venv")
     nearby = folder / ".venv"
-    if any(nearby.glob("lib/python*/site-packages/vllmport-*.dist-info")):
+    ours = nearby.resolve() == Path(sys.prefix).resolve()
+    if not ours and any(nearby.glob("lib/python*/site-packages/vllmport-*.dist-info")):
         return Interpreter(_inside(nearby, ".venv"), ".venv")
     return Interpreter(sys.executable, "this Python")
 

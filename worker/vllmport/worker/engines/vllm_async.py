@@ -17,7 +17,8 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllmport.bridge.errors import EngineDead
 from vllmport.worker.engine import Port
 from vllmport.worker.engines.vllm_arguments import USAGE
-from vllmport.worker.engines.vllm_driver import Call, VllmDriver, warm_up_request
+from vllmport.worker.engines.vllm_call import Call
+from vllmport.worker.engines.vllm_driver import VllmDriver, warm_up_request
 
 BEAT = 0.5
 """Seconds between two looks at whether an idle engine lives and the port is still open."""

@@ -18,56 +18,11 @@ from vllmport.worker.engines import vllm_prompts as prompts
 from vllmport.worker.engines import vllm_requests as requests
 from vllmport.worker.engines import vllm_results as results
 from vllmport.worker.engines.vllm_arguments import resolved
+from vllmport.worker.engines.vllm_call import Call
 from vllmport.worker.engines.vllm_errors import as_request_error
 from vllmport.worker.engines.vllm_lora import Adapters
 from vllmport.worker.engines.vllm_plans import Plan, Pooling, beam_search
 from vllmport.worker.engines.vllm_services import SERVICES, Service
-
-
-class Call:
-    """One request between `submit` and its end, or one part of a call that has a plan.
-
-    Attributes:
-        name: What the engine knows it by; never used twice.
-        tokens: Tokens already put to its stream.
-        prompt_logprobs: vLLM gives them once, with the first delta of a stream.
-        notes: What was translated in its arguments.
-        task: What consumes its outputs, in the driver that has tasks.
-        plan: What says which parts come next.
-        parts: Those that run now; `outputs` has what they gave, in their order.
-        whole: The call that this is a part of.
-    """
-
-    __slots__ = (
-        "key",
-        "name",
-        "notes",
-        "outputs",
-        "parts",
-        "plan",
-        "priority",
-        "prompt_logprobs",
-        "request_id",
-        "stream",
-        "task",
-        "tokens",
-        "whole",
-    )
-
-    def __init__(self, request: Request, name: str) -> None:
-        self.key = request.key
-        self.request_id = request.request_id
-        self.stream = request.stream
-        self.priority = request.priority
-        self.name = name
-        self.tokens = 0
-        self.prompt_logprobs: list[Any] | None = None
-        self.notes: list[str] = []
-        self.task: Any = None
-        self.plan: Plan | None = None
-        self.parts: list[Call] = []
-        self.outputs: dict[str, Any] = {}
-        self.whole: Call | None = None
 
 
 class VllmDriver(ABC):
@@ -226,9 +181,7 @@ class VllmDriver(ABC):
             return
         call.parts, call.outputs = [], {}
         for number, (prompt, params, lora) in enumerate(following):
-            part = Call(Request(call.key, "", {}, False, call.priority, ""), "")  # noqa: FBT003
-            part.name = f"{call.name}.{call.tokens}.{number}"
-            part.whole = call
+            part = call.part(number)
             try:
                 self._start(part, prompt, params, lora)
             except BaseException:

@@ -13,7 +13,8 @@ from vllmport.bridge.errors import EngineDead
 from vllmport.worker.engine import Port
 from vllmport.worker.engines.stepped import run_stepped
 from vllmport.worker.engines.vllm_arguments import USAGE
-from vllmport.worker.engines.vllm_driver import Call, VllmDriver, warm_up_request
+from vllmport.worker.engines.vllm_call import Call
+from vllmport.worker.engines.vllm_driver import VllmDriver, warm_up_request
 from vllmport.worker.engines.vllm_errors import as_request_error, class_name
 
 
