@@ -82,7 +82,7 @@ VALUES: dict[str, Any] = {
     "nested array": [[[1]], []],
     "empty map": {},
     "map": {"a": 1, "b": [True]},
-    "map of 16": {f"{n:02}": n for n in range(16)},
+    "map of 16": {f"key {n:02}": n for n in range(16)},
     "map with whole numbers as keys": {7: "seven"},
     "map with a tuple as key": {(1, 2): 3},
     "map that looks like a tag": {"__type__": "tuple", "elements": [1]},
