@@ -77,6 +77,14 @@ export class Overloaded extends VllmportError {
   }
 }
 
+/** The model has no worker, because its workers keep dying; come back after `retryAfter` seconds. */
+export class Unavailable extends VllmportError {
+  override readonly code = "unavailable";
+  get retryAfter(): number {
+    return Number(this.details["retry_after"] ?? 1);
+  }
+}
+
 /** The budget of the call ran out. */
 export class DeadlineExceeded extends VllmportError {
   override readonly code = "deadline_exceeded";
@@ -135,6 +143,7 @@ export const ERRORS: ReadonlyMap<string, ErrorClass> = new Map<string, ErrorClas
   ["protocol_error", ProtocolError],
   ["invalid_request", InvalidRequest],
   ["overloaded", Overloaded],
+  ["unavailable", Unavailable],
   ["deadline_exceeded", DeadlineExceeded],
   ["cancelled", Cancelled],
   ["startup_failed", StartupFailed],

@@ -126,7 +126,7 @@ def serve(
 def port(config: Path | None, connect: str | None) -> None:
     """Serve the program that started this one, over stdin and stdout, until it goes.
 
-    The messages are those of bridge/PROTOCOL.md, as packets of its section 14. CONFIG is the
+    The messages are those of bridge/PROTOCOL.md, as packets of its section 15. CONFIG is the
     pool.toml of a pool that ends with that program.
     """
     from vllmport.pool.port import run_port
