@@ -184,7 +184,7 @@ MESSAGES: dict[str, tuple[Message, Any]] = {
     "hello": (Hello([1], "0.1.0", 4242, "ruby"), None),
     "welcome": (
         Welcome(1, "0.1.0", "5f0c", 99),
-        {"max_header": 262144, "max_payload": 16777216, "max_frame": 67108864, "max_buffers": 64},
+        {"max_buffers": 64, "max_frame": 67108864, "max_header": 262144, "max_payload": 16777216},
     ),
     "register": (Register("nonce", 1, "0.1.0", 5, 5), None),
     "load": (
