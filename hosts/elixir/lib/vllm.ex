@@ -261,24 +261,29 @@ defmodule VLLM do
       )
     end
 
-    list |> Enum.with_index() |> gather(submit, [], [], build)
+    gather(Enum.with_index(list), submit, %{}, %{}, build)
   end
 
-  # Bounded in flight; results in order.
-  defp gather(todo, submit, open, results, build)
-       when length(open) < @open_at_once and todo != [] do
-    gather(tl(todo), submit, open ++ [submit.(hd(todo))], results, build)
+  # Bounded in flight; the first failure gives up the others; results in order.
+  defp gather([{_, index} = next | todo], submit, open, results, build)
+       when map_size(open) < @open_at_once do
+    gather(todo, submit, Map.put(open, submit.(next), index), results, build)
   end
 
-  defp gather([], _, [], results, _), do: {:ok, Enum.reverse(results)}
+  defp gather([], _, open, results, _) when open == %{} do
+    {:ok, for({_, value} <- Enum.sort(results), do: value)}
+  end
 
-  defp gather(todo, submit, [ref | open], results, build) do
-    case Pool.await(ref) do
-      {:ok, value} ->
-        gather(todo, submit, open, [build.(value) | results], build)
+  defp gather(todo, submit, open, results, build) do
+    {ref, event} = Pool.next_of(open)
+    {index, open} = Map.pop!(open, ref)
 
-      {:error, error} ->
-        Enum.each(open, &Pool.cancel/1)
+    case event do
+      {:done, value} ->
+        gather(todo, submit, open, Map.put(results, index, build.(value)), build)
+
+      {:failed, error} ->
+        Enum.each(Map.keys(open), &Pool.cancel/1)
         {:error, error}
     end
   end

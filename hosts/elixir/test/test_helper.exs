@@ -1,4 +1,4 @@
-# A runtime folder of its own, short enough for sockets, and the command to start pools with.
+# A runtime folder of its own, short enough for sockets. VLLMPORT says how to start pools.
 folder = "/tmp/vp-elixir-#{System.pid()}"
 File.mkdir_p!(folder)
 System.put_env("XDG_RUNTIME_DIR", folder)
@@ -17,7 +17,6 @@ names = [
 config = Path.join(folder, "pool.toml")
 File.write!(config, ["[aliases]\n" | Enum.map(names, &"\"#{&1}\" = \"#{tiny}\"\n")])
 
-Application.put_env(:vllm, :command, String.split(System.get_env("VLLMPORT", "vllmport")))
 Application.put_env(:vllm, :pool, config)
 
 ExUnit.after_suite(fn _ ->

@@ -6,7 +6,9 @@ defmodule VLLM.Config do
 
     * `:connect` – endpoint of a pool that runs already; without it the application starts its own
     * `:pool` – path of a `pool.toml` for that one
-    * `:command` – the command, as a list; `["vllmport"]` or what the interpreter offers
+    * `:command` – the command, as a list; else that of the environment variable VLLMPORT, else the
+      one of the interpreter, else `["vllmport"]`
+    * `:patience` – milliseconds to try again where nobody answers at `:connect`; 10,000
     * `:v1_multiprocessing` – `:auto`, `:on` or `:off`, for models that do not say it themselves
 
   From `config :snakebridge` it takes `:runtime` (`:library_profiles`, `:timeout_profile`,
@@ -87,6 +89,9 @@ defmodule VLLM.Config do
   @doc "How engines are to run where a model does not say it."
   def v1_multiprocessing, do: Application.get_env(:vllm, :v1_multiprocessing, :auto)
 
+  @doc "For how many milliseconds to try again where nobody answers."
+  def patience, do: Application.get_env(:vllm, :patience, 10_000)
+
   @doc "Whether each call is logged."
   def verbose?, do: Application.get_env(:snakebridge, :verbose, false)
 
@@ -106,10 +111,13 @@ defmodule VLLM.Config do
   end
 
   defp command do
-    case {Application.get_env(:vllm, :command), python()} do
-      {nil, nil} -> ["vllmport"]
-      {nil, python} -> [python, "-m", "vllmport.pool.cli"]
-      {command, _} -> command
+    python = python()
+
+    cond do
+      command = Application.get_env(:vllm, :command) -> command
+      command = System.get_env("VLLMPORT") -> String.split(command)
+      python -> [python, "-m", "vllmport.pool.cli"]
+      true -> ["vllmport"]
     end
   end
 

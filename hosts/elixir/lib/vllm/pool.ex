@@ -19,7 +19,6 @@ defmodule VLLM.Pool do
   @grace_ms 2_000
   @first_pause 20
   @longest_pause 5_000
-  @patience_ms 10_000
 
   defmodule Request do
     @moduledoc false
@@ -96,17 +95,20 @@ defmodule VLLM.Pool do
   end
 
   @doc "Wait for the next event: `{:item, value}`, `{:done, value}` or `{:failed, error}`."
-  def next(ref) do
+  def next(ref), do: %{ref => nil} |> next_of() |> elem(1)
+
+  @doc "Wait for the next event of any of the requests that are the keys of a map."
+  def next_of(refs) do
     receive do
-      {^ref, {:item, _} = event} ->
-        event
+      {ref, {:item, _} = event} when is_map_key(refs, ref) ->
+        {ref, event}
 
-      {^ref, event} ->
+      {ref, event} when is_map_key(refs, ref) ->
         Process.demonitor(ref, [:flush])
-        event
+        {ref, event}
 
-      {:DOWN, ^ref, _, _, reason} ->
-        {:failed, lost("the process that owns the port ended: #{inspect(reason)}")}
+      {:DOWN, ref, _, _, reason} when is_map_key(refs, ref) ->
+        {ref, {:failed, lost("the process that owns the port ended: #{inspect(reason)}")}}
     end
   end
 
@@ -345,7 +347,7 @@ defmodule VLLM.Pool do
   defp out_of_patience?(%{failing_since: nil}), do: false
 
   defp out_of_patience?(%{failing_since: since}),
-    do: System.monotonic_time(:millisecond) - since > @patience_ms
+    do: System.monotonic_time(:millisecond) - since > Config.patience()
 
   defp reopen(state) do
     Process.send_after(self(), :reopen, state.pause)
