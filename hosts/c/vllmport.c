@@ -656,8 +656,9 @@ static vp_call *send_call(vp_pool *pool, const vp_request *request, double timeo
     msgpack_sbuffer header, nothing;
     const char *id = request->request_id != NULL ? request->request_id : "";
     const char *model = request->model != NULL ? request->model : "";
+    const char *retry = request->resume ? "resume" : "";
     double budget = ceil(fmin(fmax(timeout * 1000, 0), MAX_TIMEOUT_MS));
-    const char *format = isinf(timeout) ? "[i i s s n i i s]" : "[i i s s i i i s]";
+    const char *format = isinf(timeout) ? "[i i s s n i i s i i s]" : "[i i s s i i i s i i s]";
     call->pool = pool;
     call->id = ++pool->last_id;
     call->connection = pool->connection;
@@ -670,10 +671,10 @@ static vp_call *send_call(vp_pool *pool, const vp_request *request, double timeo
     vp_pack(&nothing, "{}");
     if (isinf(timeout))
         vp_pack(&header, format, (long)CALL, (long)call->id, model, request->verb,
-                (long)(request->stream ? WINDOW : 0), request->priority, id);
+                (long)(request->stream ? WINDOW : 0), request->priority, id, 0L, 0L, retry);
     else
         vp_pack(&header, format, (long)CALL, (long)call->id, model, request->verb, (long)budget,
-                (long)(request->stream ? WINDOW : 0), request->priority, id);
+                (long)(request->stream ? WINDOW : 0), request->priority, id, 0L, 0L, retry);
     send_frames(pool, &header, request->args != NULL ? request->args : &nothing);
     msgpack_sbuffer_destroy(&header);
     msgpack_sbuffer_destroy(&nothing);

@@ -37,6 +37,7 @@ typedef struct vp_request {
     bool stream;                 /* whether items come before the result */
     long priority;               /* lower runs first */
     const char *request_id;      /* the caller's own name for the call */
+    bool resume;                 /* run it again, within its time, if its worker is lost */
 } vp_request;
 
 typedef enum vp_event {

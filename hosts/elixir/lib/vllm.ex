@@ -18,7 +18,7 @@ defmodule VLLM do
   alias VLLM.{Arguments, CompletionOutput, Config, Error, LLM, LoRARequest, Pool, PoolingOutput}
   alias VLLM.{PoolingParams, RequestOutput, SamplingParams, StructuredOutputs}
 
-  @call_options [:priority, :request_id]
+  @call_options [:priority, :request_id, :retry]
   @load_options [:name, :replicas, :env, :v1_multiprocessing, :loras, :preset]
   @open_at_once 1024
 
@@ -154,8 +154,8 @@ defmodule VLLM do
   Complete a prompt or each of a list of them: a list of `VLLM.RequestOutput`, in their order.
 
   A prompt is text, a map with `prompt` or `prompt_token_ids`, or a list of token ids. Options:
-  `:sampling_params`, `:lora_request`, `:guided_decoding_params`, `:priority`, `:request_id`;
-  `:use_tqdm` is of no use here. The first failure gives up the others.
+  `:sampling_params`, `:lora_request`, `:guided_decoding_params`, `:priority`, `:request_id`,
+  `retry: :resume` to run it again if its worker is lost; `:use_tqdm` is of no use here. The first failure gives up the others.
   """
   def generate(llm, prompts, opts \\ []) do
     attempt(fn ->

@@ -173,7 +173,7 @@ defmodule VLLM.PoolTest do
       "-pa",
       Mix.Project.compile_path(),
       "-e",
-      config <> "; {:ok, _} = Application.ensure_all_started(:vllm)",
+      "{:ok, _} = Application.ensure_all_started(:vllm)",
       "-e",
       source
     ]

@@ -23,6 +23,8 @@ export interface CallOptions {
   priority?: number;
   /** Your own name for the call, for logs and results. */
   requestId?: string;
+  /** Run the call again, within its time, if its worker is lost; a stream goes on where it was. */
+  retry?: "resume";
 }
 
 const MAX_TIMEOUT_MS = 2_000_000_000;
@@ -48,6 +50,7 @@ export function headerOf(model: string, verb: string, options: CallOptions, wind
     window,
     priority: options.priority ?? 0,
     request_id: options.requestId ?? randomBytes(6).toString("hex"),
+    retry: options.retry ?? "",
   };
 }
 

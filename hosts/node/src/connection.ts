@@ -25,6 +25,7 @@ export interface CallHeader {
   window?: number;
   priority?: number;
   request_id?: string;
+  retry?: string;
 }
 
 interface OpenCall {

@@ -101,10 +101,30 @@ export class Cancelled extends VllmportError {
 
 /** A worker did not become ready; `stderr` is the last it said. */
 export class StartupFailed extends VllmportError {
-  override readonly code = "startup_failed";
+  override readonly code: string = "startup_failed";
   get stderr(): string[] {
     return (this.details["stderr"] as string[] | undefined) ?? [];
   }
+}
+
+/** No request of full length fits into the memory left for the KV cache. */
+export class KVCacheTooSmall extends StartupFailed {
+  override readonly code = "kv_cache_too_small";
+}
+
+/** Less memory is free than `gpu_memory_utilization` claims. */
+export class GpuMemoryUtilization extends StartupFailed {
+  override readonly code = "gpu_memory_utilization";
+}
+
+/** A GPU ran out of memory while the model was loaded. */
+export class CudaOutOfMemory extends StartupFailed {
+  override readonly code = "cuda_out_of_memory";
+}
+
+/** Two workers died after they had started the call. */
+export class PoisonRequest extends VllmportError {
+  override readonly code = "poison_request";
 }
 
 /** The worker died, or was replaced, while the call was on it. */
@@ -147,6 +167,10 @@ export const ERRORS: ReadonlyMap<string, ErrorClass> = new Map<string, ErrorClas
   ["deadline_exceeded", DeadlineExceeded],
   ["cancelled", Cancelled],
   ["startup_failed", StartupFailed],
+  ["kv_cache_too_small", KVCacheTooSmall],
+  ["gpu_memory_utilization", GpuMemoryUtilization],
+  ["cuda_out_of_memory", CudaOutOfMemory],
+  ["poison_request", PoisonRequest],
   ["worker_lost", WorkerLost],
   ["engine_dead", EngineDead],
   ["engine_error", EngineError],

@@ -40,6 +40,7 @@ export const KINDS: Readonly<Record<string, Kind>> = {
       ["request_id", "name", ""],
       ["client", "int", 0],
       ["attempt", "int", 0],
+      ["retry", "name", ""],
     ],
   },
   CANCEL: { code: 11, fields: [["id", "int"], ["client", "int", 0]] },

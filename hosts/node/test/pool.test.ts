@@ -164,6 +164,16 @@ test("a worker killed in the middle of a stream ends it with a typed error, and 
   assert.equal((await llm.generate("again")).outputs[0]?.text, "again");
 });
 
+test("a stream that may be resumed goes on where its worker was killed", async () => {
+  const llm = await echo();
+  const stream = llm.stream("abc", { max_tokens: 600, ignore_eos: true }, { retry: "resume" });
+  let text = (await stream.next()).value!.text;
+  const worker = (await pool.status()).workers.find(({ model }) => model === llm.name);
+  process.kill(worker!.pid!, "SIGKILL");
+  text += await textOf(stream);
+  assert.equal(text, "abc".repeat(200));
+});
+
 test("a restarted supervisor fails open calls with PoolLost, and the next call goes on by itself", async () => {
   const llm = await echo();
   const epoch = await pool.epoch();

@@ -9,7 +9,7 @@ defmodule VLLM.Error do
 
   @codes ~w(connect_failed pool_lost pool_closed protocol_error invalid_request overloaded
     unavailable deadline_exceeded cancelled startup_failed kv_cache_too_small
-    gpu_memory_utilization cuda_out_of_memory worker_lost engine_dead engine_error)a
+    gpu_memory_utilization cuda_out_of_memory poison_request worker_lost engine_dead engine_error)a
          |> Map.new(&{Atom.to_string(&1), &1})
 
   defexception [:code, :message, retryable: false, phase: "", worker: "", attempt: 0, details: %{}]

@@ -31,6 +31,7 @@ defmodule VLLM.Pool do
       window: 0,
       priority: 0,
       request_id: "",
+      retry: "",
       hold: false
     ]
   end
@@ -74,6 +75,7 @@ defmodule VLLM.Pool do
       window: if(opts[:stream], do: @window, else: 0),
       priority: opts[:priority] || 0,
       request_id: opts[:request_id] || Base.encode16(:crypto.strong_rand_bytes(6), case: :lower),
+      retry: to_string(opts[:retry] || ""),
       hold: opts[:hold] || false
     }
   end
@@ -441,7 +443,8 @@ defmodule VLLM.Pool do
       remaining_ms: Wire.budget(left(call.deadline)),
       window: request.window,
       priority: request.priority,
-      request_id: request.request_id
+      request_id: request.request_id,
+      retry: request.retry
     }
 
     state = %{
