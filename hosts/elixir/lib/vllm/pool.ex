@@ -48,7 +48,6 @@ defmodule VLLM.Pool do
             next_id: 1,
             pause: @first_pause,
             failing_since: nil,
-            last_error: nil,
             calls: %{},
             ids: %{},
             waiting: [],
@@ -232,7 +231,7 @@ defmodule VLLM.Pool do
 
   def handle_call({:close, timeout}, _, %{port: port} = state) when port != nil do
     {:os_pid, os_pid} = Port.info(port, :os_pid) || {:os_pid, nil}
-    Port.close(port)
+    close_port(port)
     wait_gone(os_pid, System.monotonic_time(:millisecond) + timeout)
     state = %{state | port: nil, phase: :down, epoch: nil, held: %{}}
     error = %Error{code: :pool_closed, message: "the pool was closed"}
@@ -254,13 +253,12 @@ defmodule VLLM.Pool do
           message: "the port sent what is no message: #{reason}"
         }
 
-        Port.close(port)
-        {:noreply, port_gone(state, error)}
+        {:noreply, hang_up(state, error)}
     end
   end
 
   def handle_info({port, {:exit_status, status}}, %{port: port} = state) do
-    {:noreply, port_gone(state, state.last_error || lost("the port ended with status #{status}"))}
+    {:noreply, port_gone(state, lost("the port ended with status #{status}"))}
   end
 
   def handle_info({:late, ref}, state) do
@@ -274,9 +272,8 @@ defmodule VLLM.Pool do
   end
 
   def handle_info({:silent, opened}, %{opened: opened, phase: :greeting} = state) do
-    Port.close(state.port)
     error = %Error{code: :connect_failed, message: "the port said nothing", retryable: true}
-    {:noreply, port_gone(state, error)}
+    {:noreply, hang_up(state, error)}
   end
 
   def handle_info(:reopen, %{phase: :pausing} = state),
@@ -312,7 +309,7 @@ defmodule VLLM.Pool do
         }
 
         say(
-          %{state | port: port, phase: :greeting, opened: opened, next_id: 1, last_error: nil},
+          %{state | port: port, phase: :greeting, opened: opened, next_id: 1},
           {:hello, hello}
         )
 
@@ -330,6 +327,17 @@ defmodule VLLM.Pool do
     state
   rescue
     ArgumentError -> state
+  end
+
+  defp hang_up(state, error) do
+    close_port(state.port)
+    port_gone(state, error)
+  end
+
+  defp close_port(port) do
+    Port.close(port)
+  rescue
+    ArgumentError -> true
   end
 
   defp port_gone(%{phase: phase} = state, error) do
@@ -377,14 +385,15 @@ defmodule VLLM.Pool do
   defp take({:end, %{entries: entries}}, values, state), do: each(state, entries, values, :done)
   defp take({:result, %{id: id}}, value, state), do: event(state, id, {:done, value})
 
+  # No call is meant: the connection is refused, or at its end.
   defp take({:error, %{id: 0} = fields}, details, state),
-    do: %{state | last_error: Error.from_wire(fields, details)}
+    do: hang_up(state, Error.from_wire(fields, details))
 
   defp take({:error, %{id: id} = fields}, details, state),
     do: event(state, id, {:failed, Error.from_wire(fields, details)})
 
   defp take({:bye, %{reason: reason}}, _, state),
-    do: %{state | last_error: lost("the supervisor left: #{reason}")}
+    do: hang_up(state, lost("the supervisor left: #{reason}"))
 
   defp take(_, _, state), do: state
 
