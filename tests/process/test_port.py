@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -234,6 +235,26 @@ def test_what_is_no_packet_is_refused_and_ends_the_port(pool: Pool, vector: Any)
         assert (message.id, message.code) == (0, "protocol_error")
         status, said = ending(host)
     assert (status, said) == (7, f"vllmport: {message.message}\n")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_damaged_packets_end_their_port_at_most_and_disturb_nobody(pool: Pool, seed: int) -> None:
+    rng = random.Random(seed)
+    llm = pool.llm("echo")
+    with porting("--connect", pool.endpoint) as host:
+        host.hello()
+        for call_id in range(1, 200):
+            args = pack({"prompt": "abc", "sampling_params": {"max_tokens": 3}})
+            packet = bytearray(to_packet(encode(Call(call_id, "echo", "generate", 1000), args)))
+            packet[rng.randrange(len(packet))] = rng.randrange(256)
+            try:
+                assert host.process.stdin is not None
+                host.process.stdin.write(packet)
+                host.process.stdin.flush()
+            except BrokenPipeError:
+                break
+        assert llm.generate("still here", timeout=PATIENCE)[0].outputs[0].text == "still here"
+    assert host.process.returncode in (0, 7)
 
 
 def test_a_pool_that_is_not_there_is_said_as_a_message_too(endpoint: str) -> None:

@@ -160,30 +160,40 @@ defmodule VLLM.PoolTest do
              VLLM.generate!(VLLM.llm!("echo", name: "echo", step_delay: 0.001), "again")
   end
 
-  test "a VM that is killed leaves nothing" do
+  # Another VM that streams for ever; it says the pid of its port first.
+  defp other_vm(setting) do
     source = """
-    llm = VLLM.llm!("echo", step_delay: 0.001)
+    Application.put_all_env(vllm: #{inspect(setting)})
+    {:ok, _} = Application.ensure_all_started(:vllm)
+    llm = VLLM.llm!("echo", name: "echo", step_delay: 0.001)
     IO.puts(VLLM.Pool.info().os_pid)
     VLLM.generate(llm, "abc", #{inspect(@endless)})
     """
 
+    args = ["-pa", Mix.Project.compile_path(), "-e", source]
     elixir = System.find_executable("elixir")
-
-    args = [
-      "-pa",
-      Mix.Project.compile_path(),
-      "-e",
-      "{:ok, _} = Application.ensure_all_started(:vllm)",
-      "-e",
-      source
-    ]
-
     vm = Port.open({:spawn_executable, elixir}, [:binary, line: 100, args: args])
     assert_receive {^vm, {:data, {:eol, port}}}, 60_000
-    everything = family(String.to_integer(port))
-    {:os_pid, host} = Port.info(vm, :os_pid)
-    System.cmd("kill", ["-9", "#{host}"])
+    {:os_pid, pid} = Port.info(vm, :os_pid)
+    {pid, String.to_integer(port)}
+  end
+
+  test "a VM that is killed leaves nothing" do
+    {vm, port} = other_vm([])
+    everything = family(port)
+    assert length(everything) > 3
+    System.cmd("kill", ["-9", "#{vm}"])
     eventually(fn -> gone?(everything) end)
+  end
+
+  test "of two VMs on one pool, the one that is killed takes only its own calls along", %{echo: llm} do
+    endpoint = VLLM.status!()["supervisor"]["endpoint"]
+    {vm, port} = other_vm(connect: endpoint)
+    task = Task.async(fn -> VLLM.stream(llm, "abc", @endless) |> Enum.take(2000) end)
+    eventually(fn -> unfinished() == 2 end)
+    System.cmd("kill", ["-9", "#{vm}"])
+    eventually(fn -> gone?([port]) and unfinished() < 2 end)
+    assert length(Task.await(task)) == 2000
   end
 
   test "run starts the pool, stops it, and returns what the function returned" do
