@@ -38,9 +38,10 @@ gpu-check: ## run the tests that need an NVIDIA GPU (PY=python for another envir
 model: setup ## train the bundled tiny model and its adapter again
 	$(PY) scripts/build_tiny_model.py
 
-bindings: setup ## write the manifest of the installed vLLM, and the Python types made of it
+bindings: setup ## write the manifest of the installed vLLM, and the types made of it
 	$(PY) scripts/manifest.py
 	$(PY) scripts/bindings.py
+	$(PY) scripts/node_types.py
 
 bench-quick: setup ## measure calls and tokens a second, in a minute or so
 	@$(PY) bench/quick.py

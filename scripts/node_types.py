@@ -1,12 +1,12 @@
 """Write `hosts/node/src/params.ts` from `manifest/vllm.json`: vLLM's parameters as types."""
 
-import argparse
 import ast
 import json
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+MANIFEST = ROOT / "manifest" / "vllm.json"
 TARGET = ROOT / "hosts" / "node" / "src" / "params.ts"
 
 INTERFACES = {
@@ -84,10 +84,8 @@ def render(manifest: dict[str, Any]) -> str:
 
 def main() -> None:
     """Write the file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--manifest", type=Path, default=ROOT / "manifest" / "vllm.json")
-    path = parser.parse_args().manifest
-    TARGET.write_text(render(json.loads(path.read_text(encoding="utf-8"))), encoding="utf-8")
+    manifest = json.loads(MANIFEST.read_text(encoding="utf-8"))
+    TARGET.write_text(render(manifest), encoding="utf-8")
 
 
 if __name__ == "__main__":

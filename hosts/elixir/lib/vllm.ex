@@ -15,6 +15,8 @@ defmodule VLLM do
   the first call and ends with the VM; see `VLLM.Config` for what may be configured.
   """
 
+  require Logger
+
   alias VLLM.{Arguments, CompletionOutput, Config, Error, LLM, LoRARequest, Pool, PoolingOutput}
   alias VLLM.{PoolingParams, RequestOutput, SamplingParams, StructuredOutputs}
 
@@ -67,7 +69,8 @@ defmodule VLLM do
 
   Options are vLLM's engine arguments, and the pool's `:name`, `:replicas`, `:env`,
   `:v1_multiprocessing`, `:loras` and `:preset`. Each specification is an engine of its own; it runs
-  until `release/1` is called as often as this.
+  until `release/1` is called as often as this. Arguments that vLLM has removed are translated where
+  that is possible, with a warning in the log.
   """
   def llm(model, opts \\ []), do: attempt(fn -> load(model, opts) end)
   def llm!(model, opts \\ []), do: bang(llm(model, opts))
@@ -101,6 +104,7 @@ defmodule VLLM do
     args = Map.put(specification, "name", name)
 
     with {:ok, loaded} <- Pool.call("", "load", args, timeout: timeout, hold: true) do
+      for note <- loaded["notes"] || [], do: Logger.warning("vllm: #{model}: #{note}")
       {:ok, %LLM{name: loaded["name"], model: model}}
     end
   end

@@ -50,6 +50,9 @@ defmodule VLLM.PoolTest do
     assert [%{outputs: [%{text: answer}]}] = VLLM.generate!(llm, "Well:", sampling_params: params)
     assert answer in ["yes", "no"]
 
+    guided = [sampling_params: VLLM.sampling_params!(temperature: 0), guided_decoding_params: yes]
+    assert [%{outputs: [%{text: ^answer}]}] = VLLM.generate!(llm, "Well:", guided)
+
     bad = VLLM.sampling_params!(max_tokens: 0)
 
     assert {:error, %Error{code: :invalid_request, details: %{"parameter" => "max_tokens"}}} =

@@ -148,6 +148,8 @@ export class LLM {
   }
 
   readonly name: string;
+  /** What was translated of old names in its arguments, for people. */
+  notes: readonly string[] = [];
 
   /** Complete one prompt, or each of a list of them in the order given. */
   generate(prompt: Prompt, params?: SamplingParams, options?: GenerateOptions): Promise<RequestOutput>;
@@ -220,7 +222,8 @@ export class LLM {
   ): Promise<Connection> {
     const header = headerOf("", "load", {}, onProgress ? WINDOW : 0);
     const onItem = onProgress && ((value: unknown) => onProgress(value as Progress));
-    await resultOf(connection, header, this.#specification, timeout, signal, onItem);
+    const loaded = await resultOf(connection, header, this.#specification, timeout, signal, onItem);
+    this.notes = (loaded as { notes?: string[] }).notes ?? [];
     this.#held = connection;
     return connection;
   }

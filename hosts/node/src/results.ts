@@ -32,6 +32,8 @@ export interface RequestOutput {
   /** The sequences in the order of `index`; absent in the summary of a stream. */
   outputs: CompletionOutput[];
   usage: { prompt_tokens: number; completion_tokens: number; cached_tokens: number };
+  /** What was translated of old names, for people; absent if nothing was. */
+  notes?: string[];
 }
 
 /** One stage that a worker reached while a model was loaded. */

@@ -41,7 +41,8 @@ defmodule VLLM.RequestOutput do
     :num_cached_tokens,
     :finished,
     outputs: [],
-    usage: %{}
+    usage: %{},
+    notes: []
   ]
 
   @doc false
@@ -54,7 +55,8 @@ defmodule VLLM.RequestOutput do
       num_cached_tokens: map["num_cached_tokens"],
       finished: map["finished"],
       outputs: Enum.map(map["outputs"] || [], &VLLM.CompletionOutput.from_wire/1),
-      usage: map["usage"] || %{}
+      usage: map["usage"] || %{},
+      notes: map["notes"] || []
     }
   end
 
@@ -78,15 +80,17 @@ end
 
 defmodule VLLM.PoolingOutput do
   @moduledoc "The result of `embed` or `encode`: `outputs` is what the pool answered for the prompt."
-  defstruct [:request_id, :prompt_token_ids, :outputs, :finished]
+  defstruct [:request_id, :prompt_token_ids, :num_cached_tokens, :finished, :outputs, usage: %{}]
 
   @doc false
   def from_wire(map) do
     %__MODULE__{
       request_id: map["request_id"],
       prompt_token_ids: map["prompt_token_ids"],
+      num_cached_tokens: map["num_cached_tokens"],
+      finished: map["finished"],
       outputs: map["outputs"],
-      finished: map["finished"]
+      usage: map["usage"] || %{}
     }
   end
 end
