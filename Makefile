@@ -1,6 +1,6 @@
 # Everything a checkout needs, one word each. `make` alone lists the words.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-hosts demo test hosts check gpu-check model bindings bench-quick chaos clean
+.PHONY: help setup setup-hosts demo test hosts check gpu-check model bindings bench-quick chaos fuzz clean
 
 # Not called PYTHON: that is the name of the interpreter setup starts from.
 PY := .venv/bin/python
@@ -48,6 +48,9 @@ bench-quick: setup ## measure calls and tokens a second, in a minute or so
 
 chaos: setup ## kill everything at every moment and see what is left; half an hour (ARGS="--quick")
 	@$(PY) -m chaos $(or $(ARGS),--keep)
+
+fuzz: setup ## send a million damaged messages to a pool that serves others (ARGS="--frames N")
+	@$(PY) scripts/fuzz_pool.py $(ARGS)
 
 clean: ## remove what the tools left, and .venv
 	rm -rf hosts/node/node_modules hosts/node/dist hosts/c/build hosts/elixir/_build
