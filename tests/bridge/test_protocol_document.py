@@ -18,14 +18,20 @@ from vllmport.bridge.events import EVENTS
 from vllmport.bridge.messages import (
     KINDS,
     Call,
+    Cancel,
+    Credit,
+    End,
     Error,
     Hello,
     Items,
     Kind,
     Message,
+    Ping,
+    Welcome,
     decode,
     encode,
 )
+from vllmport.bridge.packets import PacketReader
 from vllmport.bridge.states import CALL_TRANSITIONS, WORKER_TRANSITIONS
 from vllmport.bridge.timeouts import PROFILES
 from vllmport.pool.client.params import SamplingParams
@@ -376,6 +382,13 @@ HEX: dict[str, tuple[Message, Any]] = {
         Error(7, "overloaded", "queue full", retryable=True, phase="queue"),
         {"retry_after": 0.5, "queued": 4096},
     ),
+    "WELCOME": (
+        Welcome(1, "0.1.0", "5f0c", 99),
+        {"max_header": 262144, "max_payload": 16777216, "max_frame": 67108864, "max_buffers": 64},
+    ),
+    "CREDIT": (Credit(7, 128), None),
+    "CANCEL": (Cancel(7), None),
+    "END": (End([[7, 1]], 1, "tiny/0"), [{"finished": True}]),
 }
 
 
@@ -388,7 +401,22 @@ def hex_examples() -> dict[str, list[bytes]]:
 
 
 def test_every_example_is_known() -> None:
-    assert hex_examples().keys() == HEX.keys()
+    assert hex_examples().keys() == {*HEX, "PACKET"}
+
+
+def test_the_example_of_a_packet() -> None:
+    (packet,) = hex_examples()["PACKET"]
+    (frames,) = PacketReader().feed(packet)
+    assert decode(frames)[0] == Ping(1)
+
+
+def test_files_and_types_of_the_vectors() -> None:
+    files = {code(name): codes(lists) for name, lists, _ in table("file", "lists", "each says")}
+    folder = DOCUMENT.parent / "vectors"
+    assert files == {path.name: list(json.loads(path.read_text())) for path in folder.iterdir()}
+    types = {name for cell, _ in table("type", "described by") for name in codes(cell)}
+    used = re.findall(r'\["(\w+)"[,\]]', (folder / "values.json").read_text())
+    assert types <= set(used)
 
 
 @pytest.mark.parametrize("name", HEX)

@@ -20,6 +20,9 @@ MAX_FRAME: Final = 64 * 1024 * 1024
 MAX_BUFFERS: Final = 64
 """Buffer frames in one message."""
 
+MAX_PACKET: Final = 128 * 1024 * 1024
+"""Bytes in a packet, which is a whole message on a stream of bytes."""
+
 MAX_DEPTH: Final = 16
 """Extension types inside extension types: each level copies what is in it. Dimensions of an array.
 

@@ -1,7 +1,8 @@
 """The `vllmport` command: serve a pool, ask it, look at it.
 
 Exit status: 0 done; 1 the call failed; 2 wrong usage; 3 no pool answers; 4 the deadline passed;
-5 a worker did not start; 6 the endpoint is taken; 130 interrupted.
+5 a worker did not start; 6 the endpoint is taken; 7 what a host said is no protocol;
+130 interrupted.
 """
 
 import json
@@ -22,6 +23,7 @@ from vllmport.bridge.errors import (
     DeadlineExceeded,
     InvalidRequest,
     PoolLost,
+    ProtocolError,
     StartupFailed,
     VllmportError,
 )
@@ -36,6 +38,7 @@ EXIT_STATUS: dict[type[VllmportError], int] = {
     PoolLost: 3,
     DeadlineExceeded: 4,
     StartupFailed: 5,
+    ProtocolError: 7,
 }
 
 Command = Callable[..., Any]
@@ -113,6 +116,26 @@ def serve(
     os.lseek(fd, 0, os.SEEK_SET)
     command = [sys.executable, "-m", "vllmport.pool.supervisor", "--plan-fd", str(fd)]
     os.execv(sys.executable, command)  # noqa: S606  # the process becomes the supervisor
+
+
+@cli.command()
+@click.argument(
+    "config", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+@click.option("--connect", metavar="ENDPOINT", help="Join the pool at ipc://PATH; start none.")
+def port(config: Path | None, connect: str | None) -> None:
+    """Serve the program that started this one, over stdin and stdout, until it goes.
+
+    The messages are those of bridge/PROTOCOL.md, as packets of its section 15. CONFIG is the
+    pool.toml of a pool that ends with that program.
+    """
+    from vllmport.pool.port import run_port
+
+    if config is not None and connect is not None:
+        raise click.UsageError("a pool that is joined takes no configuration")
+    if os.isatty(0) or os.isatty(1):
+        raise click.UsageError("a port speaks to a program, not to a terminal")
+    run_port(config, connect)
 
 
 @cli.command()

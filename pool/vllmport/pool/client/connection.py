@@ -76,7 +76,7 @@ class Connection:
     """
 
     def __init__(self, endpoint: str, timeout: float = 5.0) -> None:
-        _probe(endpoint)
+        probe(endpoint)
         self.endpoint = endpoint
         self.pid = os.getpid()
         self.late = 0
@@ -393,7 +393,7 @@ def _checked(header: Call, packed: Packed) -> list[Bytes]:
     return frames
 
 
-def _probe(endpoint: str) -> None:
+def probe(endpoint: str) -> None:
     """Say at once, with the reason, if nobody can be behind an ipc endpoint."""
     path = endpoint.removeprefix("ipc://")
     with socket.socket(socket.AF_UNIX) as probe:

@@ -91,13 +91,13 @@ class OwnedSupervisor:
         tail = self._log.read_text(errors="replace").splitlines()[-12:]
         return "the supervisor did not start:\n    " + "\n    ".join(tail)
 
-    def stop(self) -> None:
-        """Let go of the lifeline: the pool ends now; wait until it has."""
+    def stop(self, patience: float = STOP_TIMEOUT) -> None:
+        """Let go of the lifeline: the pool ends now; wait until it has, then kill it."""
         if self.pid != os.getpid():
             return  # a forked child owns nothing
         self.drop_lifeline()
         try:
-            self._process.wait(STOP_TIMEOUT)
+            self._process.wait(patience)
         except subprocess.TimeoutExpired:
             self._process.kill()  # the spawner cleans up after it
             self._process.wait()

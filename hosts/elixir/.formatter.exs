@@ -1,0 +1,1 @@
+[inputs: ["mix.exs", "lib/**/*.ex", "test/support/*.ex", "test/*.exs"], line_length: 100]

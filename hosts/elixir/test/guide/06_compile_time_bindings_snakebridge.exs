@@ -1,0 +1,4 @@
+import Config
+
+# Auto-configure Snakepit (and apply vLLM safety defaults)
+VLLM.ConfigHelper.configure_snakepit!()

@@ -1,0 +1,2 @@
+# config/config.exs
+config :vllm, v1_multiprocessing: :auto  # :auto | :on | :off

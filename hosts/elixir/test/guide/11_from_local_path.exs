@@ -1,0 +1,1 @@
+llm = VLLM.llm!("/path/to/local/model")

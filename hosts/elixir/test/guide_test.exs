@@ -1,0 +1,115 @@
+defmodule VLLM.GuideTest do
+  @moduledoc """
+  The snippets of the configuration guide, executed as they are written. The names in them stand for
+  the bundled model; what needs hardware that is not here gives its typed error.
+  """
+  use VLLM.Case, async: false
+
+  @folder Path.expand("guide", __DIR__)
+
+  # Snippet → how it fails where there are not several GPUs, or no quantized model.
+  @needs_more %{
+    "03_parallelism_configuration" => [:startup_failed, :invalid_request],
+    "04_quantization_configuration" => [:startup_failed, :invalid_request],
+    "17_for_memory_constrained_systems" => [:startup_failed, :invalid_request]
+  }
+
+  @params VLLM.sampling_params!(temperature: 0, max_tokens: 8)
+
+  setup do
+    with_env(:snakepit, [])
+    with_env(:snakebridge, [])
+    with_env(:vllm, [])
+    :ok
+  end
+
+  defp source(name), do: File.read!(Path.join(@folder, name <> ".exs"))
+
+  # What a snippet says under config/.
+  defp configure(name) do
+    source = source(name)
+    source = if source =~ "import Config", do: source, else: "import Config\n" <> source
+    config = Config.Reader.eval!(Path.join(@folder, "config.exs"), source, env: :test)
+    Application.put_all_env(Keyword.delete(config, :logger))
+    config
+  end
+
+  defp evaluate(name, binding \\ []), do: name |> source() |> Code.eval_string(binding) |> elem(1)
+
+  defp attempt(name) do
+    {:ok, evaluate(name)[:llm]}
+  rescue
+    error in Error -> {:error, error}
+  end
+
+  defp answers?(llm) do
+    [%{outputs: [%{text: text}]}] =
+      VLLM.generate!(llm, "The capital of France is", sampling_params: @params)
+
+    text == " Paris."
+  end
+
+  snippets = @folder |> File.ls!() |> Enum.sort() |> Enum.map(&Path.basename(&1, ".exs"))
+  loading = Enum.filter(snippets, &(File.read!(Path.join(@folder, &1 <> ".exs")) =~ "VLLM.llm!("))
+
+  test "every snippet is executed here" do
+    assert length(unquote(snippets)) == 17
+    assert length(unquote(loading)) == 12
+  end
+
+  for name <- loading do
+    @tag :capture_log
+    test "#{name} loads its model, which answers, or fails with a typed error" do
+      name = unquote(name)
+
+      case {@needs_more[name], attempt(name)} do
+        {nil, {:ok, llm}} ->
+          assert answers?(llm)
+          VLLM.release(llm)
+
+        {codes, {:error, error}} when codes != nil ->
+          assert error.code in codes and error.phase == "load"
+
+        {_, other} ->
+          flunk("it went otherwise: #{inspect(other)}")
+      end
+    end
+  end
+
+  test "the configuration of the bridge is taken" do
+    venv = Path.join(System.tmp_dir!(), "venv-guide-#{System.pid()}")
+    File.mkdir_p!(Path.join(venv, "bin"))
+    File.touch!(Path.join(venv, "bin/python3"))
+    System.put_env("SNAKEBRIDGE_VENV", venv)
+    on_exit(fn -> System.delete_env("SNAKEBRIDGE_VENV") && File.rm_rf!(venv) end)
+    config = configure("05_snakebridge_configuration")
+    assert config[:snakepit][:environment] == :test
+    assert VLLM.Config.client_name() == "elixir test"
+    assert VLLM.Config.python() == Path.join(venv, "bin/python3")
+    assert VLLM.Config.timeout([], :default) == 600_000
+    refute VLLM.Config.verbose?()
+
+    configure("06_compile_time_bindings_snakebridge")
+    assert VLLM.Config.v1_multiprocessing() == :auto
+    assert VLLM.Config.python() == Path.join(venv, "bin/python3")
+  end
+
+  test "the multiprocessing of engines is configured" do
+    configure("07_vllm_v1_multiprocessing_vllm_0_14")
+    assert VLLM.Config.v1_multiprocessing() == :auto
+  end
+
+  test "a timeout for all calls is configured" do
+    configure("08_global_timeouts")
+    assert VLLM.Config.timeout([], :default) == 3_600_000
+  end
+
+  test "timeouts of single calls are given in each of the three ways" do
+    llm = VLLM.llm!("tiny")
+    binding = [llm: llm, prompts: ["The capital of France is"], params: @params]
+    bound = evaluate("09_per_call_timeouts", binding)
+    assert [%{outputs: [%{text: " Paris."}]}] = bound[:outputs]
+    assert bound[:opts][:__runtime__] == [timeout_profile: :ml_inference]
+    VLLM.release(llm)
+  end
+end
