@@ -70,15 +70,20 @@ ROWS: tuple[tuple[str, str, str], ...] = (
 
 
 def results(paths: Iterable[Path]) -> dict[str, tuple[bool, str]]:
-    """Read from pytest's results: name of a test → whether all of it passed, and when."""
+    """Read from pytest's results: name of a test → whether all of it passed, and when.
+
+    What a later file says of a test counts.
+    """
     found: dict[str, tuple[bool, str]] = {}
     for path in paths:
+        here: dict[str, tuple[bool, str]] = {}
         for suite in ElementTree.parse(path).iter("testsuite"):  # noqa: S314
             date = suite.get("timestamp", "")[:10]
             for case in suite.iter("testcase"):
                 name = case.get("name", "").partition("[")[0]
                 passed = not len(case) or all(child.tag == "system-out" for child in case)
-                found[name] = (found.get(name, (True, ""))[0] and passed, date)
+                here[name] = (here.get(name, (True, ""))[0] and passed, date)
+        found.update(here)
     return found
 
 
