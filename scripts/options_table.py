@@ -13,7 +13,7 @@ from xml.etree import ElementTree  # our own tests' results
 DOCUMENT = Path(__file__).parents[1] / "docs" / "configuration.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end -->"
 
-RUNS, REFUSED, GPU = "runs", "refused", "gpu"
+RUNS, REFUSED, DROPPED, ABSENT = "runs", "refused", "dropped, with a warning", "absent"
 
 ROWS: tuple[tuple[str, str, str], ...] = (
     ("model: hub name", RUNS, "test_a_public_model_is_downloaded_from_the_hub"),
@@ -23,22 +23,22 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("dtype", RUNS, "test_dtype_decides_how_exact_the_model_computes"),
     ("max_model_len", RUNS, "test_max_model_len_refuses_one_token_more"),
     ("trust_remote_code", RUNS, "test_code_that_comes_with_a_model_runs_only_if_trusted"),
-    ("gpu_memory_utilization (on a GPU)", GPU, ""),
+    ("gpu_memory_utilization (on a GPU)", ABSENT, "needs a GPU"),
     ("kv_cache_memory_bytes", REFUSED, "test_what_this_machine_cannot_do_is_a_typed_error"),
-    ("swap_space", RUNS, "test_the_engine_says_what_the_options_became"),
-    ("cpu_offload_gb (its effect)", GPU, ""),
+    ("swap_space", DROPPED, "test_the_engine_says_what_the_options_became"),
+    ("cpu_offload_gb (its effect)", ABSENT, "needs a GPU"),
     ("tensor_parallel_size", RUNS, "test_tensor_parallelism_makes_two_workers"),
     ("pipeline_parallel_size (on the CPU)", REFUSED, "test_what_this_machine_cannot_do"),
     ("distributed_executor_backend=mp", RUNS, "test_tensor_parallelism_makes_two_workers"),
     ("distributed_executor_backend=ray (on the CPU)", REFUSED, "test_what_this_machine_cannot_do"),
-    ("quantization=awq, gptq, fp8 (on a GPU)", GPU, ""),
+    ("quantization=awq, gptq, fp8 (on a GPU)", ABSENT, "needs a GPU"),
     ("quantization=awq on a plain checkpoint", REFUSED, "test_what_this_machine_cannot_do"),
     ("quantization=squeezellm, bitsandbytes", REFUSED, "test_what_vllm_never_takes_is_refused"),
     ("kv_cache_dtype=fp8", RUNS, "test_a_cache_of_fp8_holds_more"),
     ("enable_lora, LoRA by name", RUNS, "test_an_adapter_is_known_by_name"),
     ("loras in the specification", RUNS, "test_an_adapter_declared_with_the_model"),
     ("max_lora_rank, max_loras", REFUSED, "test_an_adapter_of_a_higher_rank_is_refused"),
-    ("lora_extra_vocab_size", RUNS, "test_the_engine_says_what_the_options_became"),
+    ("lora_extra_vocab_size", DROPPED, "test_the_engine_says_what_the_options_became"),
     ("guided_decoding_backend", RUNS, "test_the_other_backends_constrain_as_well"),
     ("backend lm-format-enforcer (CPU build)", REFUSED, "test_a_backend_that_cannot_run_here"),
     ("structured outputs, old and new spelling", RUNS, "test_each_kind_of_constraint_holds"),
@@ -62,8 +62,8 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("reset_prefix_cache", RUNS, "test_the_prefix_cache_is_forgotten_when_told"),
     ("get_metrics", RUNS, "test_metrics_count_what_was_generated"),
     ("sleep, wake_up (on the CPU)", REFUSED, "test_sleep_says_no_where_it_would_do_nothing"),
-    ("sleep, wake_up (on a GPU)", GPU, ""),
-    ("images, audio, video (with a model for them)", GPU, ""),
+    ("sleep, wake_up (on a GPU)", ABSENT, "needs a GPU"),
+    ("images, audio, video (with a model for them)", ABSENT, "needs torchvision"),
     ("images as bytes (to a text model)", REFUSED, "test_media_reach_the_engine_as_bytes"),
     ("every method of vllm.LLM", RUNS, "test_every_public_method_of_vllms_class"),
 )
@@ -91,10 +91,10 @@ def table(found: Mapping[str, tuple[bool, str]]) -> str:
     """Write the table."""
     lines = ["| option | seen | test |", "|---|---|---|"]
     for option, kind, start in ROWS:
-        names = [name for name in found if start and name.startswith(start)]
+        names = [name for name in found if name.startswith(start)]
         passed = bool(names) and all(found[name][0] for name in names)
-        seen = f"{kind}, {found[names[0]][1]}" if passed and kind != GPU else "not run here"
-        lines.append(f"| {option} | {seen} | {f'`{start}…`' if start else 'needs a GPU'} |")
+        seen = f"{kind}, {found[names[0]][1]}" if passed else "not run here"
+        lines.append(f"| {option} | {seen} | {start if kind == ABSENT else f'`{start}…`'} |")
     return "\n".join(lines) + "\n"
 
 
