@@ -51,7 +51,7 @@ def run_port(config: Path | None, endpoint: str | None) -> None:
         ProtocolError: What came over stdin are no packets.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the host, which is in our group
-    port = Port(*_take_stdio(), os.pidfd_open(os.getppid()))
+    port = Port(*_take_stdio(), _watch_parent())
     try:
         with _pool(config, endpoint) as where:
             port.run(where)
@@ -67,6 +67,13 @@ def _take_stdio() -> tuple[int, int]:
         os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)
     return stdin, stdout
+
+
+def _watch_parent() -> int | None:
+    """Return a pidfd of the process that started this one; None if it cannot be seen from here."""
+    with contextlib.suppress(OSError):  # it is outside of this container, or gone already
+        return os.pidfd_open(os.getppid())
+    return None
 
 
 @contextlib.contextmanager
@@ -95,10 +102,10 @@ class Port:
     Args:
         stdin: Where the host writes.
         stdout: Where it reads.
-        owner: A pidfd of its process.
+        owner: A pidfd of its process; without one, end of file alone tells of its end.
     """
 
-    def __init__(self, stdin: int, stdout: int, owner: int) -> None:
+    def __init__(self, stdin: int, stdout: int, owner: int | None) -> None:
         self._stdin, self._stdout, self._owner = stdin, stdout, owner
         self._reader = PacketReader()
         self._inward: deque[list[bytes]] = deque()
@@ -176,7 +183,8 @@ class Port:
         poller = select.poll()
         poller.register(self._stdin, 0 if self._inward else select.POLLIN)  # 0: its end alone
         poller.register(self._stdout, select.POLLOUT if self._outward else 0)
-        poller.register(self._owner, select.POLLIN)
+        if self._owner is not None:
+            poller.register(self._owner, select.POLLIN)
         poller.register(int(self._socket.getsockopt(zmq.FD)), select.POLLIN)
         poller.register(int(self._monitor.getsockopt(zmq.FD)), select.POLLIN)
         if self._can_move():  # the descriptor of a ZeroMQ socket tells of changes only
