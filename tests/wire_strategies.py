@@ -10,7 +10,7 @@ from vllmport.bridge.codec import ITEM_SIZES, Array, Symbol
 from vllmport.bridge.limits import MAX_NAME, MAX_TEXT, MAX_TIMEOUT_MS
 from vllmport.bridge.messages import KINDS, Call, Error, Message
 
-_offsets = st.timedeltas(dt.timedelta(hours=-23), dt.timedelta(hours=23))
+_offsets = st.integers(-23 * 3600, 23 * 3600).map(lambda seconds: dt.timedelta(seconds=seconds))
 _zones = st.none() | _offsets.map(dt.timezone)
 
 scalars = st.one_of(

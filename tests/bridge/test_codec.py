@@ -149,6 +149,7 @@ def test_timestamps_of_msgpack_itself_are_read() -> None:
         (nested(MAX_DEPTH + 1), "levels deep"),
         (2 ** (8 * MAX_BIGINT), "integer of 1025 bytes"),
         ("\ud800", "surrogates not allowed"),
+        (dt.time(1, tzinfo=dt.timezone(dt.timedelta(microseconds=1))), "whole seconds"),
         (b"x" * (MAX_PAYLOAD + 1), "send large data as arrays"),
         (Array("float128", (1,), bytes(16)), "array type 'float128'"),
         (Array("int8", (3,), b"ab"), "takes 3 bytes, got 2"),

@@ -205,11 +205,11 @@ class _Packer:
             case set():
                 return msgpack.ExtType(Ext.SET, self.pack(list(value)))
             case dt.datetime():
-                return msgpack.ExtType(Ext.DATETIME, value.isoformat().encode())
+                return msgpack.ExtType(Ext.DATETIME, _iso(value))
             case dt.date():
                 return msgpack.ExtType(Ext.DATE, value.isoformat().encode())
             case dt.time():
-                return msgpack.ExtType(Ext.TIME, value.isoformat().encode())
+                return msgpack.ExtType(Ext.TIME, _iso(value))
             case dt.timedelta():
                 return msgpack.ExtType(
                     Ext.TIMEDELTA,
@@ -339,6 +339,13 @@ def _read_bigint(body: bytes) -> int:
     if not 0 < len(body) <= MAX_BIGINT:
         raise ProtocolError(f"integer of {len(body)} bytes, the limit is {MAX_BIGINT}")
     return int.from_bytes(body, "big", signed=True)
+
+
+def _iso(value: dt.datetime | dt.time) -> bytes:
+    offset = value.utcoffset()
+    if offset is not None and offset.microseconds:  # ISO 8601 has no word for it
+        raise InvalidRequest(f"an offset from UTC is whole seconds, not {offset}")
+    return value.isoformat().encode()
 
 
 def _read_timedelta(body: bytes) -> dt.timedelta:
