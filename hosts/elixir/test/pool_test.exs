@@ -90,7 +90,8 @@ defmodule VLLM.PoolTest do
     answers =
       1..100
       |> Task.async_stream(fn n -> hd(VLLM.generate!(llm, "call #{n}")).outputs |> hd() end,
-        max_concurrency: 100
+        max_concurrency: 100,
+        timeout: 60_000
       )
       |> Enum.map(fn {:ok, output} -> output.text end)
 
@@ -127,7 +128,7 @@ defmodule VLLM.PoolTest do
     task = Task.async(fn -> VLLM.generate(llm, "abc", @endless) end)
     eventually(fn -> unfinished() == 1 end)
     System.cmd("kill", ["-9", "#{VLLM.status!()["supervisor"]["pid"]}"])
-    assert {:error, %Error{code: :pool_lost, retryable: true}} = Task.await(task)
+    assert {:error, %Error{code: :pool_lost, retryable: true}} = Task.await(task, 60_000)
 
     assert [%{outputs: [%{text: "again"}]}] = VLLM.generate!(llm, "again"),
            "the model was loaded again"
@@ -143,7 +144,7 @@ defmodule VLLM.PoolTest do
     task = Task.async(fn -> VLLM.generate(llm, "abc", @endless) end)
     eventually(fn -> unfinished() == 1 end)
     System.cmd("kill", ["-9", "#{port}"])
-    assert {:error, %Error{code: :pool_lost}} = Task.await(task)
+    assert {:error, %Error{code: :pool_lost}} = Task.await(task, 60_000)
     assert [%{outputs: [%{text: "again"}]}] = VLLM.generate!(llm, "again")
     eventually(fn -> gone?(old) end)
   end
@@ -155,7 +156,7 @@ defmodule VLLM.PoolTest do
     task = Task.async(fn -> VLLM.generate(llm, "abc", @endless) end)
     eventually(fn -> unfinished() == 1 end)
     Process.exit(Process.whereis(Pool), :kill)
-    assert {:error, %Error{code: :pool_lost}} = Task.await(task)
+    assert {:error, %Error{code: :pool_lost}} = Task.await(task, 60_000)
     eventually(fn -> gone?(old) end)
     eventually(fn -> Process.whereis(Pool) != nil end)
 
@@ -196,7 +197,7 @@ defmodule VLLM.PoolTest do
     eventually(fn -> unfinished() == 2 end)
     System.cmd("kill", ["-9", "#{vm}"])
     eventually(fn -> gone?([port]) and unfinished() < 2 end)
-    assert length(Task.await(task)) == 2000
+    assert length(Task.await(task, 60_000)) == 2000
   end
 
   test "run starts the pool, stops it, and returns what the function returned" do
