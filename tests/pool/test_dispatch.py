@@ -465,7 +465,7 @@ def test_a_lost_worker_fails_what_it_had_started_at_once(bench: Bench) -> None:
     _, error, details = bench.only_error()
     assert (error.id, error.code, error.retryable) == (1, "worker_lost", True)
     assert (error.worker, error.attempt) == ("m/0", 1)
-    assert details == {"exit": "killed by SIGKILL", "tokens": 5}
+    assert details == {"exit": "killed by SIGKILL", "tokens": 5, "request_id": "r"}
     assert (bench.it.in_flight("m/0"), bench.it.in_flight("m/1")) == (0, 1)
     assert bench.it.queued("m") == 1
     assert bench.happened() == [("call.lost", "r", "m/0", 5, 1)]
@@ -674,7 +674,8 @@ def test_a_call_that_two_workers_died_of_is_poison(bench: Bench) -> None:
     bench.worker("m/2", 1)
     _, error, details = bench.only_error()
     assert (error.code, error.retryable, error.attempt) == ("poison_request", False, 2)
-    assert details == {"exits": ["exited with status 9", "killed by SIGSEGV"]}
+    exits = ["exited with status 9", "killed by SIGSEGV"]
+    assert details == {"exits": exits, "request_id": "r"}
     assert [event["event"] for event in bench.new_events()] == ["call.retried", "call.poisoned"]
 
 

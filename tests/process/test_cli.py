@@ -272,3 +272,20 @@ def test_workers_run_in_the_environment_that_setup_prepared(
         command = psutil.Process(worker_pid(pool)).cmdline()
         assert command[0] == str(tmp_path / "venv" / "bin" / "python3")
         assert psutil.Process(pool.status()["supervisor"]["pid"]).cmdline()[0] == sys.executable
+
+
+def test_restart_replaces_the_workers_and_events_tell_of_it(endpoint: str) -> None:
+    with serving(endpoint, "--model", "echo"), Pool.connect(endpoint) as pool:
+        eventually(lambda: worker_of(pool)["state"] == "READY")
+        before = worker_pid(pool)
+        done = vllmport("restart", "--endpoint", endpoint)
+        assert (done.returncode, done.stdout) == (0, "echo: restarted\n")
+        eventually(lambda: len(pool.status()["workers"]) == 1)
+        assert worker_pid(pool) != before
+        assert vllmport("restart", "nobody", "--endpoint", endpoint).returncode == 1
+        told = vllmport("events", "--endpoint", endpoint, "--last", "1000", "--json", "--no-follow")
+        names = [json.loads(line)["event"] for line in told.stdout.splitlines()]
+        assert names[0] == "pool.started"
+        assert names.count("worker.ready") == 2
+        shown = vllmport("events", "--endpoint", endpoint, "--last", "1", "--no-follow")
+        assert "client." in shown.stdout

@@ -237,3 +237,18 @@ def test_status_counts_what_was_done() -> None:
         assert counters["errors"] == {"worker_lost": 1}
         assert counters["restarts"] == 1
         assert counters["queue_seconds"] > 0
+
+
+def test_the_callers_name_for_a_call_is_in_its_error_and_its_events() -> None:
+    with echo_pool() as (_, llm):
+        with pytest.raises(WorkerLost) as caught:
+            llm.call("fault", {"kind": "exit"}, request_id="mine")
+        assert caught.value.request_id == "mine"
+        with pytest.raises(InvalidRequest) as refused:
+            llm.generate("hello", {"max_tokens": 0}, request_id="mine too")
+        assert refused.value.request_id == "mine too"
+        with llm._pool.events(last=1000) as stream:
+            while (event := stream.get(PATIENCE)) is not None and event["event"] != "call.lost":
+                continue
+        assert event is not None
+        assert event["request_id"] == "mine"

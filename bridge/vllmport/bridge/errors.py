@@ -60,6 +60,15 @@ class VllmportError(Exception):
         if retryable is not None:
             self.retryable = retryable
 
+    def details_for(self, request_id: str) -> dict[str, Any]:
+        """Return the details as they go to the caller of this request."""
+        return {**self.details, "request_id": request_id} if request_id else self.details
+
+    @property
+    def request_id(self) -> str:
+        """The caller's name for the call, "" if it never reached the pool."""
+        return str(self.details.get("request_id", ""))
+
     def __str__(self) -> str:
         return self.message
 

@@ -63,6 +63,7 @@ class _OpenCall:
         "lost_by",
         "pending",
         "replay",
+        "request_id",
         "sequence",
         "slot",
         "summary",
@@ -74,6 +75,7 @@ class _OpenCall:
         self.tokens = 0
         self.replay: Replay | None = None
         self.lost_by = ""
+        self.request_id = call.request_id
         self.credit = call.window
         self.attempt = call.attempt
         self.sequence = 0
@@ -186,7 +188,7 @@ class SocketPort:
         if call is None:
             return
         self._send_items(key[0], {key: call})  # what came before the failure still counts
-        self._send_error(key, call.attempt, _as_ours(error))
+        self._send_error(key, call, _as_ours(error))
 
     def fail_all(self, error: BaseException) -> None:
         """Fail every open call; where the engine died, those that it had started."""
@@ -395,16 +397,17 @@ class SocketPort:
             self._engine.abort(key)
         call = self._forget(key)
         if call is not None:
-            self._send_error(key, call.attempt, _cannot_travel(exc))
+            self._send_error(key, call, _cannot_travel(exc))
 
-    def _send_error(self, key: Key, attempt: int, error: VllmportError) -> None:
-        error.worker, error.attempt = self._worker, attempt
+    def _send_error(self, key: Key, call: _OpenCall, error: VllmportError) -> None:
+        error.worker, error.attempt = self._worker, call.attempt
         client, call_id = key
         header = error_message(error, call_id, client)
+        details = error.details_for(call.request_id)
         try:
-            packed = pack(error.details)
+            packed = pack(details)
         except InvalidRequest:  # details hold what a caller sent; say at least what went wrong
-            packed = pack({name: shown(value) for name, value in error.details.items()})
+            packed = pack({name: shown(value) for name, value in details.items()})
         self._socket.send_multipart(encode(header, packed))
 
 

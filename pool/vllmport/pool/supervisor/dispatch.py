@@ -222,7 +222,7 @@ class Dispatcher:
         call = OpenCall(client, header, packed, now)
         error = self._refusal(call, now)
         if error is not None:
-            self._tell(client, header.id, error)
+            self._tell(call, error)
             return
         self._calls[call.key] = call
         if call.delivered is not None:
@@ -470,7 +470,7 @@ class Dispatcher:
         """Give a call its terminal message from here."""
         if call.state is CallState.QUEUED:
             call.queue.leave(call)
-        self._tell(call.key[0], call.key[1], error)
+        self._tell(call, error)
         self._close(call, event)
 
     def _close(self, call: OpenCall, event: CallEvent) -> None:
@@ -484,9 +484,11 @@ class Dispatcher:
             if mine is not None:
                 mine.discard(call.key)
 
-    def _tell(self, client: int, call_id: int, error: VllmportError) -> None:
+    def _tell(self, call: OpenCall, error: VllmportError) -> None:
         self._count_error(error.code)
-        frames = encode(error_message(error, call_id, client), pack(error.details))
+        client, call_id = call.key
+        details = error.details_for(call.header.request_id)
+        frames = encode(error_message(error, call_id, client), pack(details))
         self._outgoing.append(ToClient(client, frames))
 
     def _count_error(self, code: str) -> None:

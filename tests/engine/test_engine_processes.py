@@ -1,4 +1,4 @@
-"""An engine whose process is killed while it loads is tried again: it was not its own fault."""
+"""The processes of an engine that are killed while it loads, or stopped while it works."""
 
 import os
 import signal
@@ -8,9 +8,11 @@ import psutil
 import pytest
 
 from processes import eventually, worker_of
-from vllmport.pool import Pool
+from vllmport.pool import Pool, WorkerLost
 
 GREEDY = {"temperature": 0, "max_tokens": 4}
+LONG = {"max_tokens": 8000, "ignore_eos": True}
+FRANCE = "The capital of France is"
 
 
 def engine_core(pool: Pool) -> psutil.Process | None:
@@ -22,9 +24,9 @@ def engine_core(pool: Pool) -> psutil.Process | None:
     return next((process for process in found if "EngineCor" in process.name()), None)
 
 
-@pytest.mark.timeout(400)
-def test_an_engine_killed_while_it_loads_is_tried_again() -> None:
-    with Pool(policy={"standby": False}) as pool:
+@pytest.mark.timeout(500)
+def test_an_engine_that_is_killed_or_stopped_is_replaced() -> None:
+    with Pool(policy={"standby": False, "stall_timeout": 5.0}) as pool:
         llm = pool.llm("tiny", v1_multiprocessing="on", wait=False)
 
         def kill_once() -> None:
@@ -34,7 +36,16 @@ def test_an_engine_killed_while_it_loads_is_tried_again() -> None:
 
         killer = threading.Thread(target=kill_once)
         killer.start()
-        answer = llm.generate("The capital of France is", GREEDY, timeout=350)
+        answer = llm.generate(FRANCE, GREEDY, timeout=350)  # its load is simply tried again
         killer.join()
         assert answer[0].outputs[0].text == " Paris."
         assert worker_of(pool)["restarts"] == 1
+
+        stream = llm.stream("1 2 3", LONG)
+        next(stream)
+        core = engine_core(pool)
+        assert core is not None
+        os.kill(core.pid, signal.SIGSTOP)
+        with pytest.raises(WorkerLost, match="hung: it holds 1 calls and made no step"):
+            list(stream)
+        eventually(lambda: not core.is_running())
