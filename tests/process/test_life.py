@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -296,6 +298,22 @@ def test_killed_service_can_be_started_again_at_once(endpoint: str) -> None:
         pool.llm(name="echo") as llm,
     ):
         assert still_answers(llm)
+
+
+def test_a_client_waits_for_a_service_that_comes_back(endpoint: str) -> None:
+    with serving(endpoint, "--model", "echo") as server:
+        pool = Pool.connect(endpoint)
+        llm = pool.llm(name="echo")
+        everybody = family(pool)
+        server.kill()
+        eventually(lambda: all_gone(everybody))
+    with ThreadPoolExecutor() as threads:
+        answer = threads.submit(still_answers, llm)
+        time.sleep(0.5)
+        assert not answer.done(), "nobody is there to ask"
+        with serving(endpoint, "--model", "echo"):
+            assert answer.result(PATIENCE)
+            pool.close()
 
 
 # Owners.

@@ -2,21 +2,33 @@
 
 import os
 import threading
+import time
+from typing import Final
 
-from vllmport.bridge.errors import PoolClosed
+from vllmport.bridge.errors import ConnectFailed, PoolClosed
 from vllmport.bridge.timeouts import Timeouts
 from vllmport.pool.client.connection import Connection
+
+RECONNECT: Final = 10.0
+"""Seconds that a service may take to come back."""
+
+_PAUSE: Final = 0.05
 
 
 class Link:
     """The current connection to one endpoint.
 
+    Args:
+        endpoint: Where.
+        patience: Seconds to wait for a pool that answered before and does not now.
+
     Attributes:
         timeouts: What the pool said of time-outs when it was reached last.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, patience: float = 0.0) -> None:
         self.endpoint = endpoint
+        self._patience = patience
         self.timeouts = Timeouts()
         self._connection: Connection | None = None
         self._lock = threading.Lock()
@@ -43,12 +55,25 @@ class Link:
         with self._lock:
             if self._closed:
                 raise PoolClosed("this client was closed")
-            if self._connection is None or not self._connection.alive:
-                if self._connection is not None:
-                    self._connection.close()
-                self._connection = Connection(self.endpoint)
-                self.timeouts = self._connection.timeouts
+            if self._connection is None:
+                self._connection = self._open(0.0)
+            elif not self._connection.alive:
+                self._connection.close()
+                self._connection = self._open(self._patience)
             return self._connection
+
+    def _open(self, patience: float) -> Connection:
+        end = time.monotonic() + patience
+        while True:
+            try:
+                connection = Connection(self.endpoint)
+            except ConnectFailed:
+                if self._closed or time.monotonic() > end:
+                    raise
+                time.sleep(_PAUSE)
+            else:
+                self.timeouts = connection.timeouts
+                return connection
 
     def close(self) -> None:
         """Close the connection; nothing opens another."""

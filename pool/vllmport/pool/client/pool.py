@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 from vllmport.bridge.errors import VllmportError
 from vllmport.pool.client.events import EventStream
 from vllmport.pool.client.launch import OwnedSupervisor
-from vllmport.pool.client.link import Link
+from vllmport.pool.client.link import RECONNECT, Link
 from vllmport.pool.client.llm import LLM, run_call
 from vllmport.pool.client.requests import call_for
 from vllmport.pool.endpoint import default_endpoint, socket_path
@@ -63,7 +63,7 @@ class Pool:
         endpoint = endpoint or default_endpoint()
         socket_path(endpoint)
         self = cls.__new__(cls)
-        self.link = Link(endpoint)
+        self.link = Link(endpoint, RECONNECT)
         self.link.connection()
         self._finalizer = weakref.finalize(self, _shut, self.link, None)
         return self
