@@ -44,15 +44,21 @@ print("holds", flush=True)
 time.sleep(3600)
 """
 
-# Every Python below the worker runs this first. The worker itself starts, once, a grandchild in a
-# session of its own, whose parent is gone.
+# Every Python below the worker runs this first. The worker itself starts, once, what holds memory.
 SITE = """
 import os, subprocess, sys
 once, python, code, size = {0!r}, {1!r}, {2!r}, {3!r}
 if "vllmport.worker" in sys.orig_argv and not os.path.exists(once):
     open(once, "w").close()
-    subprocess.run(["/bin/sh", "-c", 'setsid "$0" -c "$1" "$2" &', python, code, size])
+    {4}
 """
+
+CHILD = "subprocess.Popen([python, '-c', code, size])"
+
+# In a session of its own, and its parent is gone.
+GRANDCHILD = (
+    """subprocess.run(["/bin/sh", "-c", 'setsid "$0" -c "$1" "$2" &', python, code, size])"""
+)
 
 
 def device() -> DeviceReading:
@@ -78,6 +84,13 @@ def holding(size: int) -> Iterator["subprocess.Popen[str]"]:
             program.kill()
 
 
+def worker_that_starts(what: str, size: int, folder: Path) -> dict[str, str]:
+    """Return the environment of a worker that starts CHILD or GRANDCHILD."""
+    site = SITE.format(str(folder / "once"), PYTHON, HOLD, str(size), what)
+    (folder / "sitecustomize.py").write_text(site)
+    return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+
+
 def test_the_driver_says_what_torch_says() -> None:
     code = "import torch; print(*torch.cuda.mem_get_info(0), torch.cuda.device_count())"
     done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True)
@@ -99,11 +112,8 @@ def test_what_a_program_holds_is_seen_and_is_back_after_its_end() -> None:
 def test_a_killed_worker_leaves_no_grandchild_on_the_gpu(tmp_path: Path) -> None:
     before = device()
     size = int(SHARE * before.total)
-    (tmp_path / "sitecustomize.py").write_text(
-        SITE.format(str(tmp_path / "once"), PYTHON, HOLD, str(size))
-    )
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    with Pool() as pool, pool.llm("echo", env={"PYTHONPATH": path}) as llm:
+    env = worker_that_starts(GRANDCHILD, size, tmp_path)
+    with Pool() as pool, pool.llm("echo", env=env) as llm:
         when(lambda now: now.used >= before.used + size)
         victim = worker_pid(pool)
         grandchild = identify(*_running(HOLD))
@@ -113,6 +123,26 @@ def test_a_killed_worker_leaves_no_grandchild_on_the_gpu(tmp_path: Path) -> None
             eventually(lambda: all_gone(grandchild))
         when(lambda now: now.used < before.used + size // 2)
         assert llm.generate(["again"])[0].outputs[0].text
+
+
+def test_a_worker_whose_child_takes_too_much_of_the_gpu_is_replaced(tmp_path: Path) -> None:
+    size = int(SHARE * device().total)
+    with holding(size) as program:
+        used = device().memory.get(program.pid)
+    if used is None:
+        pytest.skip("the driver names processes by other pids here: in a container, for one")
+    assert used >= size
+    env = worker_that_starts(CHILD, size, tmp_path)
+    with Pool(policy={"recycle_gpu_memory": size}) as pool, pool.llm("echo", env=env) as llm:
+        old = identify(worker_pid(pool), *eventually(lambda: _running(HOLD)))
+        assert len(old) == 2
+        eventually(lambda: all_gone(old), PATIENCE)
+        with pool.events(last=100) as events:
+            seen = iter(lambda: events.get(PATIENCE) or {}, {})
+            reason = next(event["reason"] for event in seen if event["event"] == "worker.recycling")
+        assert "of GPU memory" in reason
+        assert llm.generate(["again"])[0].outputs[0].text
+        assert pool.status()["counters"]["errors"] == {}
 
 
 def _running(code: str) -> list[int]:

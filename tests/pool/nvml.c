@@ -1,7 +1,9 @@
 /* Stands in for NVIDIA's library where there is no GPU: two devices, and the moods of a bad driver.
  *
  * FAKE_NVML=init|count|memory makes that call fail; hang makes reading the memory never return;
- * old knows no version 2 of the memory; mute does not name processes. */
+ * old knows no version 2 of the memory; mute does not name processes, and shy names them only.
+ * FAKE_NVML_USER names a file: "PID BYTES" that are then used on each device. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -49,8 +51,15 @@ int nvmlDeviceGetMemoryInfo_v2(void *handle, memory_v2 *memory) {
 }
 
 int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, process *list) {
+    process found = {.pid = 4242, .used = 300};
+    const char *path = getenv("FAKE_NVML_USER");
+    FILE *user = path ? fopen(path, "r") : NULL;
+    if (user) {
+        if (fscanf(user, "%u %llu", &found.pid, &found.used) != 2) abort();
+        fclose(user);
+    }
     if (mood("mute")) return NO_PERMISSION;
-    if (handle == (void *)1) {
+    if (handle == (void *)1 && !user) {
         *count = 0;
         return SUCCESS;
     }
@@ -59,7 +68,8 @@ int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, proce
         return 7; /* too small a list */
     }
     *count = 1;
-    list[0].pid = 4242;
+    list[0] = found;
+    if (mood("shy")) list[0].used = -1ULL; /* NVML_VALUE_NOT_AVAILABLE */
     return SUCCESS;
 }
 

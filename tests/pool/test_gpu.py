@@ -14,11 +14,19 @@ import pytest
 
 from processes import all_gone, at_most, eventually, identify
 from vllmport.pool import gpu
-from vllmport.pool.gpu import GpuUnreadable, GpuWatch, has_gpus, read_gpus
+from vllmport.pool.gpu import (
+    INTERVAL,
+    LEISURE,
+    PATIENCE,
+    GpuUnreadable,
+    GpuWatch,
+    has_gpus,
+    read_gpus,
+)
 from vllmport.pool.supervisor.devices import DeviceReading
 
 FIRST = DeviceReading(0, "GPU-one", 900, 0, ())
-SECOND = DeviceReading(1, "GPU-two", 900, 300, (4242,))
+SECOND = DeviceReading(1, "GPU-two", 900, 300, (4242,), {4242: 300})
 
 
 @pytest.fixture
@@ -33,11 +41,11 @@ def script(source: str) -> tuple[str, ...]:
     return (sys.executable, "-c", source)
 
 
-def next_reading(watch: GpuWatch) -> list[DeviceReading]:
+def next_reading(watch: GpuWatch, every: float = INTERVAL) -> list[DeviceReading]:
     """Do what the supervisor does until a reading has come."""
 
     def look() -> list[DeviceReading] | None:
-        watch.keep(time.monotonic(), wanted=True)
+        watch.keep(time.monotonic(), wanted=True, every=every)
         watch.check(time.monotonic())
         ready, _, _ = select.select([watch], [], [], 0.1)
         return watch.receive(time.monotonic()) if ready else None
@@ -59,7 +67,14 @@ def test_memory_that_the_driver_does_not_tell_is_zero(driver: pytest.MonkeyPatch
 
 def test_processes_that_the_driver_does_not_name_are_unknown(driver: pytest.MonkeyPatch) -> None:
     driver.setenv("FAKE_NVML", "mute")
-    assert [reading.pids for reading in read_gpus()] == [None, None]
+    assert [(reading.pids, reading.memory) for reading in read_gpus()] == [(None, {})] * 2
+
+
+def test_of_a_process_whose_memory_the_driver_does_not_tell_nothing_is_known_but_its_pid(
+    driver: pytest.MonkeyPatch,
+) -> None:
+    driver.setenv("FAKE_NVML", "shy")
+    assert [(reading.pids, reading.memory) for reading in read_gpus()] == [((), {}), ((4242,), {})]
 
 
 @pytest.mark.parametrize(
@@ -124,6 +139,21 @@ def test_a_watch_reads_again_and_again_while_it_is_wanted(
     assert not child.is_running(), "collected, so not even a zombie"
     assert watch.next_deadline() == float("inf")
     assert next_reading(watch) == [FIRST, SECOND]
+
+
+def test_a_watch_of_another_pace_reads_at_once_and_then_at_that_pace(
+    driver: pytest.MonkeyPatch, watch: GpuWatch
+) -> None:
+    assert next_reading(watch) == [FIRST, SECOND]
+    (hasty,) = identify(watch.pid)
+    watch.keep(time.monotonic(), wanted=True, every=LEISURE)
+    eventually(lambda: all_gone([hasty]))
+    assert next_reading(watch, every=LEISURE) == [FIRST, SECOND]
+    (slow,) = identify(watch.pid)
+    assert slow.cmdline()[-2:] == ["--every", str(LEISURE)]
+    assert watch.next_deadline() > time.monotonic() + PATIENCE, "it may take its time"
+    ready, _, _ = select.select([watch], [], [], 4 * INTERVAL)
+    assert not ready
 
 
 def test_a_watch_that_nobody_wants_starts_nothing(watch: GpuWatch) -> None:

@@ -100,11 +100,15 @@ def test_who_is_forgotten_is_not_looked_at(watch: Watch) -> None:
         ({"max_age": 59.0}, "60 s old"),
         ({"max_calls": 10}, "10 calls"),
         ({"max_rss": 2**20}, "1 MiB"),
-        ({"max_age": 61.0, "max_calls": 11, "max_rss": 2**21}, None),
+        ({"max_gpu_memory": 2**30}, "1024 MiB of GPU memory"),
+        (
+            {"max_age": 61.0, "max_calls": 11, "max_rss": 2**21, "max_gpu_memory": 2**30 + 1},
+            None,
+        ),
         ({}, None),
     ],
 )
 def test_when_a_worker_is_due_to_be_replaced(limits: dict[str, float], why: str | None) -> None:
-    given = {"max_age": 0, "max_calls": 0, "max_rss": 0, **limits}
-    found = why_recycle(60.0, 10, 2**20, **given)  # type: ignore[arg-type]
+    given = {"max_age": 0, "max_calls": 0, "max_rss": 0, "max_gpu_memory": 0, **limits}
+    found = why_recycle(60.0, 10, 2**20, 2**30, **given)  # type: ignore[arg-type]
     assert found is why is None or (why is not None and found is not None and why in found)

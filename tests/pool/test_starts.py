@@ -10,6 +10,7 @@ import pytest
 from processes import PATIENCE, identify
 from vllmport.bridge.errors import InvalidRequest
 from vllmport.pool.config import tiny_model_path
+from vllmport.pool.gpu import LEISURE
 from vllmport.pool.plan import ModelSpec, Policy
 from vllmport.pool.supervisor.admission import Decision, Grant, Refusal
 from vllmport.pool.supervisor.descriptors import Descriptors
@@ -23,11 +24,11 @@ BOTH = ModelSpec("m", tiny_model_path(), engine_args={"tensor_parallel_size": 2}
 class Loop:
     """What the supervisor's loop does for its starts."""
 
-    def __init__(self, *, gpus: bool) -> None:
+    def __init__(self, *, gpus: bool, recycle_gpu_memory: int = 0) -> None:
         self.descriptors = Descriptors()
         self.decisions: list[Decision] = []
         self.starts = Starts(
-            Policy(max_loads=2),
+            Policy(max_loads=2, recycle_gpu_memory=recycle_gpu_memory),
             EventLog(time.time),
             self.descriptors,
             lambda decision, _now: self.decisions.append(decision),
@@ -95,6 +96,44 @@ def test_nothing_reads_the_gpus_while_nobody_waits(loop: Loop) -> None:
         loop.turn(time.monotonic() + 0.1)
     assert not child.is_running()
     assert loop.starts.next_deadline() == float("inf")
+
+
+@pytest.fixture
+def watching(driver: pytest.MonkeyPatch) -> Iterator[Loop]:
+    """On the same machine, where workers that use too much are to be replaced."""
+    loop = Loop(gpus=True, recycle_gpu_memory=1)
+    yield loop
+    loop.starts.close()
+
+
+def test_memory_of_processes_is_summed_over_all_gpus(
+    driver: pytest.MonkeyPatch, watching: Loop, tmp_path: Path
+) -> None:
+    (tmp_path / "user").write_text("77 150")
+    driver.setenv("FAKE_NVML_USER", str(tmp_path / "user"))
+    watching.ask(a=VLLM)
+    watching.decided()
+    assert watching.starts.gpu_memory([76, 77]) == 300
+    assert watching.starts.gpu_memory([4242]) == 0
+
+
+def test_gpus_are_read_at_leisure_where_memory_is_watched(watching: Loop) -> None:
+    watching.ask(e=ModelSpec("e", "echo", engine="echo"))
+    assert watching.decided() == [Grant("e")]
+    watching.turn(time.monotonic() + 0.1)
+    assert watching.starts._watch is not None
+    (child,) = identify(watching.starts._watch.pid)
+    assert child.cmdline()[-2:] == ["--every", str(LEISURE)]
+    watching.ask(a=VLLM)
+    assert watching.decided() == [Grant("a", (0,))], "without waiting for the next slow reading"
+
+
+def test_what_was_used_before_the_driver_failed_does_not_count(watching: Loop) -> None:
+    watching.ask(a=VLLM)
+    watching.decided()
+    assert watching.starts.gpu_memory([4242]) == 300
+    watching.starts._admission.unread("it hangs", time.monotonic())
+    assert watching.starts.gpu_memory([4242]) == 0
 
 
 def test_what_can_never_be_is_refused(loop: Loop) -> None:

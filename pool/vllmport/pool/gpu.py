@@ -23,7 +23,10 @@ from vllmport.pool.supervisor.devices import DeviceReading
 COMMAND: Final = (sys.executable, "-m", "vllmport.pool.gpu")
 
 INTERVAL: Final = 0.5
-"""Seconds between two readings."""
+"""Seconds between two readings while somebody waits for them."""
+
+LEISURE: Final = 5.0
+"""Seconds between two readings that only watch memory grow."""
 
 PATIENCE: Final = 15.0
 """Seconds of silence after which a child hangs; a driver that nobody uses takes some to wake up."""
@@ -53,10 +56,10 @@ class GpuWatch:
     def __init__(
         self, command: Sequence[str] = COMMAND, patience: float = PATIENCE, retry: float = RETRY
     ) -> None:
-        self._command = [*command, "--every", str(INTERVAL)]
+        self._command = command
         self._patience = patience
         self._retry = retry
-        self._wanted = False
+        self._every = 0.0  # 0 while no readings are wanted
         self._child: subprocess.Popen[bytes] | None = None
         # One that hangs in the kernel cannot even be killed: until it is gone there is no other.
         self._dying: subprocess.Popen[bytes] | None = None
@@ -72,14 +75,13 @@ class GpuWatch:
         """The child, or 0."""
         return self._child.pid if self._child is not None else 0
 
-    def keep(self, now: float, *, wanted: bool) -> None:
-        """Start a child, or end it."""
-        if wanted and not self._wanted:
-            self._due = now
-        self._wanted = wanted
-        if not wanted:
+    def keep(self, now: float, *, wanted: bool, every: float = INTERVAL) -> None:
+        """Start a child that reads so often, or end it; one of another pace is replaced."""
+        pace = every if wanted else 0.0
+        if pace != self._every:
             self._end()
-        elif self._child is None and self._dying is None and now >= self._due:
+            self._every, self._due = pace, now
+        if pace and self._child is None and self._dying is None and now >= self._due:
             self._start(now)
 
     def receive(self, now: float) -> list[DeviceReading] | None:
@@ -99,18 +101,25 @@ class GpuWatch:
         *lines, self._line = (self._line + data).split(b"\n")
         if not lines:
             return None
-        self._due = now + self._patience
+        self._due = now + self._every + self._patience
         found = json.loads(lines[-1])
         if "error" in found:
             self._fail(found["error"], now)
         return [
-            DeviceReading(index, uuid, total, used, None if pids is None else tuple(pids))
-            for index, uuid, total, used, pids in found["devices"]
+            DeviceReading(
+                index,
+                uuid,
+                total,
+                used,
+                None if pids is None else tuple(pids),
+                {int(pid): size for pid, size in memory.items()},
+            )
+            for index, uuid, total, used, pids, memory in found["devices"]
         ]
 
     def next_deadline(self) -> float:
         """Return when `check` and `keep` have to be called at the latest."""
-        return self._due if self._wanted and self._dying is None else math.inf
+        return self._due if self._every and self._dying is None else math.inf
 
     def check(self, now: float) -> None:
         """See whether the child is silent for too long.
@@ -132,7 +141,10 @@ class GpuWatch:
 
     def _start(self, now: float) -> None:
         self._child = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            [*self._command, "--every", str(self._every)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
         )
         os.set_blocking(_output(self._child), False)
         self._epoll.register(_output(self._child), select.EPOLLIN)
@@ -254,8 +266,10 @@ def _device(nvml: Any, index: int, handle: Any) -> DeviceReading:
         running += nvml.nvmlDeviceGetGraphicsRunningProcesses(handle)
         pids = tuple(sorted({process.pid for process in running}))
     except nvml.NVMLError:
-        pids = None
-    return DeviceReading(index, uuid, total, used, pids)
+        running, pids = [], None
+    # One that computes and draws is listed twice, each time with all that it uses.
+    known = {p.pid: p.usedGpuMemory for p in running if p.usedGpuMemory is not None}
+    return DeviceReading(index, uuid, total, used, pids, known)
 
 
 def _say(message: dict[str, Any]) -> None:

@@ -83,6 +83,7 @@ class Policy:
         recycle_age: Age at which a worker is replaced; 0 for never, as below.
         recycle_calls: Calls after which a worker is replaced.
         recycle_rss: Bytes of memory of its whole group at which a worker is replaced.
+        recycle_gpu_memory: Bytes on all GPUs that its whole group uses at which it is replaced.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # read by config.py, never changed
@@ -109,6 +110,7 @@ class Policy:
     recycle_age: float = 0.0
     recycle_calls: int = 0
     recycle_rss: int = 0
+    recycle_gpu_memory: int = 0
 
 
 @dataclass(frozen=True, slots=True)

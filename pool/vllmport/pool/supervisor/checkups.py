@@ -4,6 +4,7 @@ Reads /proc and the workers' boards; `health.py` and `fleet.py` decide.
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 from vllmport.pool.plan import Policy
 from vllmport.pool.supervisor.deciders import Deciders
@@ -17,20 +18,30 @@ ROOM = 1.25
 
 
 class Checkups:
-    """The regular looks at the workers that are READY."""
+    """The regular looks at the workers that are READY.
+
+    Args:
+        policy: What counts as a hang, and when a worker is replaced.
+        deciders: Who is told.
+        incarnations: Has the workers' boards.
+        gpu_memory: Returns the bytes that processes use on the GPUs.
+    """
 
     def __init__(
         self,
         policy: Policy,
         deciders: Deciders,
         incarnations: Incarnations,
+        gpu_memory: Callable[[Sequence[int]], int],
     ) -> None:
         self._policy = policy
         self._fleet = deciders.fleet
         self._dispatcher = deciders.dispatcher
         self._incarnations = incarnations
+        self._gpu_memory = gpu_memory
         self._health = Health(policy.stall_timeout)
-        self._recycles = policy.recycle_age or policy.recycle_calls or policy.recycle_rss
+        self._measures = policy.recycle_rss or policy.recycle_gpu_memory
+        self._recycles = policy.recycle_age or policy.recycle_calls or self._measures
 
     def next_deadline(self) -> float:
         """Return when `run` has to be called at the latest."""
@@ -68,13 +79,16 @@ class Checkups:
 
     def _look_at_age(self, worker: Worker, now: float) -> None:
         policy = self._policy
+        pids = members(worker.pid) if self._measures else []
         why = why_recycle(
             now - worker.since,
             self._dispatcher.done_by(worker.id),
-            memory(members(worker.pid)) if policy.recycle_rss else 0,
+            memory(pids) if policy.recycle_rss else 0,
+            self._gpu_memory(pids),
             max_age=policy.recycle_age or math.inf,
             max_calls=policy.recycle_calls,
             max_rss=policy.recycle_rss,
+            max_gpu_memory=policy.recycle_gpu_memory,
         )
         if why is not None:
             self._fleet.recycle(worker.id, why, now)

@@ -56,7 +56,9 @@ class Crew:
         self._events = deciders.events
         self._incarnations = Incarnations(plan, workers.endpoint, lock_fd, descriptors, self, after)
         self._starts = Starts(plan.policy, deciders.events, descriptors, self._on_decision)
-        self._checkups = Checkups(plan.policy, deciders, self._incarnations)
+        self._checkups = Checkups(
+            plan.policy, deciders, self._incarnations, self._starts.gpu_memory
+        )
         self._wanted: dict[str, Spawn | Adopt] = {}  # worker → what is done once there is room
         self._exits: dict[str, str] = {}  # worker → how it ended, until nothing is left of it
         self._exited_at: dict[str, float] = {}

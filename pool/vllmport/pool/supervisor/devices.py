@@ -37,6 +37,7 @@ class DeviceReading:
         used: Bytes in use, by whomever.
         pids: Who uses it, as the driver numbers them: for people to read, never to kill by, since
             a container sees the numbers of another namespace. None where the driver does not tell.
+        memory: Pid → bytes that it uses, of those of which the driver tells.
     """
 
     index: int
@@ -44,6 +45,7 @@ class DeviceReading:
     total: int
     used: int
     pids: tuple[int, ...] | None = None
+    memory: dict[int, int] = field(default_factory=dict)
 
     def users(self) -> str:
         """Say who uses it."""

@@ -105,7 +105,15 @@ class Health:
 
 
 def why_recycle(
-    age: float, calls: int, rss: int, *, max_age: float, max_calls: int, max_rss: int
+    age: float,
+    calls: int,
+    rss: int,
+    gpu_memory: int,
+    *,
+    max_age: float,
+    max_calls: int,
+    max_rss: int,
+    max_gpu_memory: int,
 ) -> str | None:
     """Return why a worker has to be replaced, if it has to; a limit of 0 is none."""
     if max_age and age >= max_age:
@@ -114,4 +122,7 @@ def why_recycle(
         return f"it has done {calls} calls, the limit is {max_calls}"
     if max_rss and rss >= max_rss:
         return f"it uses {rss / 2**20:.0f} MiB, the limit is {max_rss / 2**20:.0f}"
+    if max_gpu_memory and gpu_memory >= max_gpu_memory:
+        used, limit = gpu_memory / 2**20, max_gpu_memory / 2**20
+        return f"it uses {used:.0f} MiB of GPU memory, the limit is {limit:.0f}"
     return None

@@ -1,14 +1,15 @@
 """Holds every start back until there is room for it: admission, with what it has to know.
 
 Owns the child that reads the GPUs, where there are any; on other machines nothing is started. The
-decisions are made in `admission.py`.
+decisions are made in `admission.py`. While `recycle_gpu_memory` is set, the GPUs are also read,
+less often, when nobody waits.
 """
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from vllmport.pool.gpu import GpuUnreadable, GpuWatch, has_gpus
+from vllmport.pool.gpu import INTERVAL, LEISURE, GpuUnreadable, GpuWatch, has_gpus
 from vllmport.pool.plan import ModelSpec, Policy
 from vllmport.pool.supervisor.admission import Admission, Decision
 from vllmport.pool.supervisor.descriptors import Descriptors
@@ -21,7 +22,7 @@ class Starts:
     """What wants to start, and what has started.
 
     Args:
-        policy: How much at once, and how long to wait.
+        policy: How much at once, how long to wait, and whether memory is to be watched.
         events: Is told what becomes of the GPUs.
         descriptors: Watches the readings.
         decided: Is called with each Grant and each Refusal, by `tick`.
@@ -42,6 +43,7 @@ class Starts:
         self._gpus = has_gpus() if gpus is None else gpus
         self._environ = environ
         self._decided = decided
+        self._watches_memory = policy.recycle_gpu_memory > 0
         self._admission = Admission(policy, events, has_gpus=self._gpus)
         self._watch = GpuWatch() if self._gpus else None
         if self._watch is not None:
@@ -69,6 +71,13 @@ class Starts:
         needs = needs_of(spec, self._environ, has_gpus=self._gpus)
         return self._admission.has_room(needs, free_memory())
 
+    def gpu_memory(self, pids: Sequence[int]) -> int:
+        """Return the bytes that these processes use on all GPUs, as far as the driver tells now."""
+        if self._admission.unreadable:
+            return 0
+        readings = [device.reading for device in self._admission.devices.values()]
+        return sum(reading.memory.get(pid, 0) for reading in readings for pid in pids)
+
     def describe(self) -> dict[str, object]:
         """Return what `status` says."""
         return self._admission.describe()
@@ -89,7 +98,7 @@ class Starts:
             for decision in self._admission.take_decisions(now, free_memory()):
                 self._decided(decision, now)
         if self._watch is not None:
-            self._watch.keep(now, wanted=self._admission.wants_readings)
+            self._keep(self._watch, now)
 
     def close(self) -> None:
         """End the child that reads the GPUs."""
@@ -106,4 +115,9 @@ class Starts:
         else:
             if found is not None:
                 self._admission.readings(found, now)
-        self._watch.keep(now, wanted=self._admission.wants_readings)
+        self._keep(self._watch, now)
+
+    def _keep(self, watch: GpuWatch, now: float) -> None:
+        hurry = self._admission.wants_readings
+        every = INTERVAL if hurry else LEISURE
+        watch.keep(now, wanted=hurry or self._watches_memory, every=every)
