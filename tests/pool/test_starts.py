@@ -10,7 +10,7 @@ import pytest
 from processes import PATIENCE, identify
 from vllmport.bridge.errors import InvalidRequest
 from vllmport.pool.config import tiny_model_path
-from vllmport.pool.gpu import LEISURE
+from vllmport.pool.gpu import INTERVAL, LEISURE
 from vllmport.pool.plan import ModelSpec, Policy
 from vllmport.pool.supervisor.admission import Decision, Grant, Refusal
 from vllmport.pool.supervisor.descriptors import Descriptors
@@ -120,12 +120,23 @@ def test_memory_of_processes_is_summed_over_all_gpus(
 def test_gpus_are_read_at_leisure_where_memory_is_watched(watching: Loop) -> None:
     watching.ask(e=ModelSpec("e", "echo", engine="echo"))
     assert watching.decided() == [Grant("e")]
-    watching.turn(time.monotonic() + 0.1)
-    assert watching.starts._watch is not None
-    (child,) = identify(watching.starts._watch.pid)
-    assert child.cmdline()[-2:] == ["--every", str(LEISURE)]
+    reads_each(watching, LEISURE)
     watching.ask(a=VLLM)
-    assert watching.decided() == [Grant("a", (0,))], "without waiting for the next slow reading"
+    assert watching.decided() == [Grant("a", (0,))]
+    reads_each(watching, LEISURE)
+    watching.starts.gone("a", time.monotonic())
+    reads_each(watching, INTERVAL)
+    reads_each(watching, LEISURE)
+
+
+def reads_each(loop: Loop, seconds: float) -> None:
+    """Turn until there is a child of this pace."""
+    watch = loop.starts._watch
+    assert watch is not None
+    end = time.monotonic() + PATIENCE
+    while not watch.pid or identify(watch.pid)[0].cmdline()[-1] != str(seconds):
+        assert time.monotonic() < end
+        loop.turn(time.monotonic() + 0.02)
 
 
 def test_what_was_used_before_the_driver_failed_does_not_count(watching: Loop) -> None:
