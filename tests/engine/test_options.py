@@ -117,8 +117,10 @@ def test_max_num_seqs_of_one_never_runs_two(small: LLM) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    changes = sum(a != b for a, b in pairwise(order))
-    assert changes == 2, "each stream runs alone, from its first token to its last"
+    turns = list(dict.fromkeys(order))
+    for earlier, later in pairwise(turns):
+        late = order[order.index(later) :].count(earlier)
+        assert late < 10, "each stream runs alone; its last tokens may be read a little later"
 
 
 def test_max_num_batched_tokens_cuts_a_prompt_into_steps(small: LLM, pool: Pool, off: LLM) -> None:
