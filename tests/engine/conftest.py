@@ -21,6 +21,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="vLLM is not installed; run `make setup`"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _environment() -> Iterator[None]:
+    """What an engine in this process puts into the environment is not for the next module."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="module")
 def pool(_module_leaves_nothing: None) -> Iterator[Pool]:
     with Pool(policy={"standby": False}) as pool:  # nothing here is about quick replacements
