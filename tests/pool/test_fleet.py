@@ -381,6 +381,32 @@ def test_a_load_that_may_heal_is_tried_again(bench: Bench) -> None:
     assert bench.state() is WorkerState.BACKOFF
 
 
+def test_a_model_that_dies_after_loading_for_long_is_given_up_as_well(bench: Bench) -> None:
+    bench.load()
+    for _ in range(POLICY.max_restarts + 1):
+        bench.did()
+        bench.it.registered("m/0", bench.now)
+        bench.tick(POLICY.restart_window)
+        bench.die()
+        bench.tick(POLICY.backoff_max * 2)
+    assert bench.state() is WorkerState.FAILED
+
+
+def test_recycling_that_cannot_succeed_pauses(ready: Bench) -> None:
+    """The old worker goes on, and is not replaced again and again."""
+    ready.it.recycle("m/0", "it is old", ready.now)
+    assert ready.did() == [Spawn("m/1", "n1")]
+    ready.die("m/1")
+    assert isinstance(ready.did()[0], Settled)
+    ready.it.recycle("m/0", "it is old", ready.now)
+    assert ready.did() == []
+    ready.tick(POLICY.backoff_max * 2)
+    ready.it.recycle("m/0", "it is old", ready.now)
+    assert ready.did() == [Spawn("m/1", "n2")]
+    ready.up("m/1")
+    assert ready.state("m/0") is WorkerState.DRAINING
+
+
 # Stopping.
 
 

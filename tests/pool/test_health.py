@@ -68,6 +68,12 @@ def test_time_without_calls_does_not_count(watch: Watch) -> None:
     assert watch.verdict_after(STALL, in_flight=1) is None
 
 
+def test_time_in_which_the_whole_machine_stood_still_does_not_count(watch: Watch) -> None:
+    watch.look(in_flight=1)
+    watch.now += 100 * STALL
+    assert watch.look(in_flight=1) is None
+
+
 def test_an_idle_worker_is_asked_from_time_to_time(watch: Watch) -> None:
     assert watch.health.wants_ping("w", watch.now)
     assert not watch.health.wants_ping("w", watch.now + PING_EVERY / 2)

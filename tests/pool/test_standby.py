@@ -17,7 +17,7 @@ PLENTY = 1000
 
 def model(name: str = "m", *, settled: bool = True, **of_spec: Any) -> Model:
     found = Model(ModelSpec(name, "some/model", **of_spec), declared=True)
-    found.settled = settled
+    found.info = {"max_model_len": 8} if settled else {}
     return found
 
 
@@ -85,7 +85,7 @@ def test_a_worker_takes_the_standby_that_waits_and_another_follows(waiting: Benc
     assert waiting.it.take(model().spec) is None
     assert "standby/0" not in waiting.it
     waiting.it.want([model()], waiting.now)
-    assert waiting.tick(5) == [Spawn("standby/1", "n1")]
+    assert waiting.tick(5) == [Spawn("standby/0", "n1")]
 
 
 def test_one_that_still_imports_is_not_taken(bench: Bench) -> None:
@@ -116,11 +116,39 @@ def test_a_standby_that_no_model_could_use_is_ended(waiting: Bench) -> None:
 
 def test_a_standby_that_died_is_tried_again_but_not_for_ever(waiting: Bench) -> None:
     for death in range(1, MAX_DEATHS):
-        waiting.it.exited(f"standby/{death - 1}", "died", waiting.now)
+        waiting.it.exited("standby/0", "died", waiting.now)
         assert waiting.tick(RETRY * 2 ** (death - 1) - 1) == []
-        assert waiting.tick(1) == [Spawn(f"standby/{death}", f"n{death}")]
-    waiting.it.exited(f"standby/{MAX_DEATHS - 1}", "died", waiting.now)
+        assert waiting.tick(1) == [Spawn("standby/0", f"n{death}")]
+    waiting.it.exited("standby/0", "died", waiting.now)
     assert waiting.tick(10_000) == []
+
+
+def test_one_that_has_ended_is_not_taken_though_something_of_it_is_left(waiting: Bench) -> None:
+    waiting.it.ended("standby/0")
+    assert waiting.it.take(model().spec) is None
+    waiting.it.waits("standby/0", waiting.now)  # its last word, read late
+    assert waiting.it.take(model().spec) is None
+    waiting.it.exited("standby/0", "died", waiting.now)
+    assert waiting.tick(RETRY) == [Spawn("standby/0", "n1")]
+
+
+def test_one_that_nobody_wants_may_go_before_it_is_there(bench: Bench) -> None:
+    bench.it.want([model()], bench.now)
+    bench.tick(5)
+    bench.it.want([], bench.now)
+    assert bench.it.take_actions() == [Kill("standby/0")]
+    bench.it.exited("standby/0", "was killed", bench.now)
+    assert "standby/0" not in bench.it
+
+
+def test_one_that_hangs_while_it_imports_is_replaced(bench: Bench) -> None:
+    bench.it.want([model()], bench.now)
+    bench.tick(5)
+    bench.it.spawned("standby/0", 7, bench.now)
+    assert bench.tick(POLICY.load_timeout - 1) == []
+    assert bench.tick(1) == [Kill("standby/0")]
+    bench.it.exited("standby/0", "was killed", bench.now)
+    assert bench.tick(RETRY) == [Spawn("standby/0", "n1")]
 
 
 def test_a_standby_registers_with_its_nonce(waiting: Bench) -> None:

@@ -140,8 +140,8 @@ class Back:
             self._standbys.waits(worker, now)
 
     def _on_ready(self, worker: str, message: Ready, frames: list[Bytes], now: float) -> None:
-        self._fleet.ready(worker, message.capacity, message.mode, unpack(frames[1]), now)
-        self._crew.ready(worker, now)
+        if self._fleet.ready(worker, message.capacity, message.mode, unpack(frames[1]), now):
+            self._crew.ready(worker, now)
 
     def _on_error(self, worker: str, message: Error, frames: list[Bytes], now: float) -> None:
         if message.id:

@@ -63,7 +63,8 @@ class Checkups:
             hangs = self._health.look(worker_id, self._vitals(worker), now)
             if hangs is not None:
                 self._fleet.hung(worker_id, hangs, now)
-            elif self._health.wants_ping(worker_id, now):
+                continue
+            if self._health.wants_ping(worker_id, now):
                 ask.append(worker_id)
             if self._recycles:
                 self._look_at_age(worker, now)

@@ -166,6 +166,7 @@ class Crew:
         """Fail its calls at once; it is started again only when its group is gone as well."""
         self._workers.forget(worker)
         if worker in self._standbys:
+            self._standbys.ended(worker)
             return
         now = time.monotonic()
         record = self._fleet.workers[worker]

@@ -171,7 +171,9 @@ class Fleet:
         """Replace a worker that is READY, once the replacement is."""
         worker = self.workers[worker_id]
         model = self.models[worker.model]
-        if worker.state is READY and worker_id not in model.to_replace and not model.leaving:
+        if now < model.recycle_after or worker.verdict or model.leaving:
+            return
+        if worker.state is READY and worker_id not in model.to_replace:
             self._events.add("worker.recycling", worker=worker_id, pid=worker.pid, reason=reason)
             model.to_replace[worker_id] = reason
             self._replace_next(model, now)
@@ -218,11 +220,11 @@ class Fleet:
 
     def ready(
         self, worker_id: str, capacity: int, mode: str, info: dict[str, Any], now: float
-    ) -> None:
-        """The engine stands."""
+    ) -> bool:
+        """The engine stands; return False if nobody wants it any more."""
         worker = self.workers[worker_id]
         if worker.state is not WorkerState.LOADING:
-            return  # it was told to leave meanwhile
+            return False  # it was told to leave meanwhile
         worker.take(WorkerEvent.READY, now)
         worker.mode, worker.stage, worker.error = mode, "", None
         model = self.models[worker.model]
@@ -230,12 +232,15 @@ class Fleet:
         took = round(model.loads_in, 3)
         self._events.add("worker.ready", worker=worker_id, pid=worker.pid, mode=mode, took=took)
         self._actions.append(Serve(worker_id, worker.model, capacity))
+        if worker.replaces:
+            model.failed_replacements, model.recycle_after = 0, -math.inf
         replaced = self.workers.get(worker.replaces)
         worker.replaces = ""
         if replaced is not None and replaced.state is not DRAINING:
             self._drain(replaced, model.to_replace.pop(replaced.id, "replaced"), now)
         self._replace_next(model, now)
         self._settle(model)
+        return True
 
     def failed(self, worker_id: str, error: VllmportError) -> None:
         """The process reported why it cannot go on; its exit follows."""
@@ -270,9 +275,8 @@ class Fleet:
             self._give_replacing_up(worker, model, stderr, now)
             return
         was_ready = worker.state is READY
-        was_stable = was_ready and now - worker.since >= self._policy.stable_after
         model.settled = False
-        restarting.note_death(worker, self._policy, now, was_stable=was_stable)
+        restarting.note_death(worker, self._policy, now, was_ready=was_ready)
         if restarting.is_hopeless(worker, self._policy, was_ready=was_ready):
             worker.error = restarting.why_failed(worker, model.spec, self._policy, stderr)
             worker.take(WorkerEvent.GAVE_UP, now)
@@ -378,7 +382,10 @@ class Fleet:
         """The replacement died before it was READY: the worker it was to replace goes on."""
         error = restarting.why_failed(worker, model.spec, self._policy, stderr)
         model.to_replace.clear()
-        model.settled = True
+        model.failed_replacements += 1
+        pause = restarting.pause(model.failed_replacements + 1, self._policy, self._jitter())
+        model.recycle_after = now + max(pause, self._policy.backoff_max)
+        model.settled = model.ready
         self._actions.append(Settled(model.spec.name, error))
         worker.take(WorkerEvent.GAVE_UP, now)
         worker.take(WorkerEvent.DRAIN, now)

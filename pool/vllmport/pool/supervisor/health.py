@@ -37,7 +37,7 @@ class Vitals(NamedTuple):
 class _Watched:
     seen: Vitals
     seen_at: float
-    alive_at: float
+    idle: float = 0.0
     asked_at: float = -math.inf
     turns_when_asked: int = -1
 
@@ -57,7 +57,7 @@ class Health:
 
     def watch(self, worker: str, vitals: Vitals, now: float) -> None:
         """Watch a worker from now on: it is READY."""
-        self._watched[worker] = _Watched(vitals, now, now)
+        self._watched[worker] = _Watched(vitals, now)
         self._due = min(self._due, now + self.interval)
 
     def forget(self, worker: str) -> None:
@@ -97,11 +97,12 @@ class Health:
         computed = vitals.cpu - before.cpu > BUSY * elapsed
         watched.seen, watched.seen_at = vitals, now
         if not owes or moved or computed:
-            watched.alive_at = now
+            watched.idle = 0.0
             return None
-        if now - watched.alive_at < self._stall_timeout:
+        watched.idle += min(elapsed, 2 * self.interval)  # the machine itself may have stood still
+        if watched.idle < self._stall_timeout:
             return None
-        return f"hung: {what} for {now - watched.alive_at:.1f} s"
+        return f"hung: {what} for {watched.idle:.1f} s"
 
 
 def why_recycle(

@@ -72,6 +72,8 @@ class Model:
         info: What its engine resolved.
         loads_in: Seconds from a process's start to READY, as last seen.
         to_replace: Workers to be replaced, one after the other, each with the reason.
+        failed_replacements: How many in a row did not come up.
+        recycle_after: When recycling may be tried again.
     """
 
     spec: ModelSpec
@@ -83,6 +85,8 @@ class Model:
     info: dict[str, Any] = field(default_factory=dict)
     loads_in: float = 10.0
     to_replace: dict[str, str] = field(default_factory=dict)
+    failed_replacements: int = 0
+    recycle_after: float = -math.inf
 
     @property
     def state(self) -> WorkerState:

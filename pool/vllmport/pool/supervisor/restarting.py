@@ -8,12 +8,15 @@ from vllmport.pool.plan import ModelSpec, Policy
 from vllmport.pool.supervisor.places import Model, Worker
 
 
-def note_death(worker: Worker, policy: Policy, now: float, *, was_stable: bool) -> None:
-    """Count a death; those before a stable time, and those too long ago, no longer count."""
-    if was_stable:
+def note_death(worker: Worker, policy: Policy, now: float, *, was_ready: bool) -> None:
+    """Count a death; those before a stable time, and those too long ago, no longer count.
+
+    A process that never came so far as to serve takes as long as it likes to die: all count.
+    """
+    if was_ready and now - worker.since >= policy.stable_after:
         worker.deaths.clear()
     worker.deaths.append(now)
-    while worker.deaths[0] < now - policy.restart_window:
+    while was_ready and worker.deaths[0] < now - policy.restart_window:
         worker.deaths.popleft()
 
 

@@ -92,7 +92,7 @@ class Supervisor:
             *self._crew.timed,
             (lambda: self._deadline, self._on_deadline),
         )
-        self._watch_owner(lifeline_fd)
+        self._lifeline_fd = lifeline_fd
         self._watch_signals()
 
     def report(self, found: list[Finding]) -> None:
@@ -111,6 +111,7 @@ class Supervisor:
         for spec in self._plan.models:
             self._fleet.load(spec, now, declared=True)
             self._dispatcher.add_model(spec.name)
+        self._watch_owner(self._lifeline_fd)
         self._act(now)
         logger.info("serving endpoint=%s pid=%d", self._plan.endpoint, os.getpid())
         poller = zmq.Poller()

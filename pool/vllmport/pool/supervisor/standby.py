@@ -4,7 +4,6 @@ Pure. One for each environment that the pool's models have, started some time af
 READY and only where memory allows; it holds no model and touches no device.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ class _Place:
     pid: int = 0
     spawned: float = 0.0
     waiting: bool = False
+    ended: bool = False
     deaths: int = 0
 
 
@@ -47,7 +47,6 @@ class Standbys:
         self._policy = policy
         self._events = events
         self._new_nonce = new_nonce
-        self._numbers = itertools.count()
         self._places: dict[Kind, _Place] = {}
         self._leaving: dict[str, int] = {}  # killed, not yet gone: id → pid
         self._actions: list[Action] = []
@@ -73,7 +72,7 @@ class Standbys:
         specs = {
             kind_of(model.spec): model.spec
             for model in models
-            if model.spec.engine == "vllm" and model.settled and not model.leaving
+            if model.spec.engine == "vllm" and model.info and not model.leaving
         }
         if not self._policy.standby:
             specs = {}
@@ -106,25 +105,36 @@ class Standbys:
 
     def spawned(self, standby: str, pid: int, now: float) -> None:
         """The process exists."""
-        if standby not in self._leaving:
+        if standby in self._leaving:
+            self._leaving[standby] = pid
+        else:
             place = self._of(standby)
             place.pid, place.spawned = pid, now
+            place.due = now + self._policy.load_timeout
 
     def waits(self, standby: str, now: float) -> None:
         """It has imported the engine."""
-        if standby not in self._leaving:
-            place = self._of(standby)
+        place = self._places_by_id().get(standby)
+        if place is not None and not place.ended:
             place.waiting = True
+            place.due = math.inf
             took = round(now - place.spawned, 3)
             self._events.add("standby.ready", pid=place.pid, took=took)
 
+    def ended(self, standby: str) -> None:
+        """It has ended, and what it started is being killed: nobody can have it any more."""
+        place = self._places_by_id().get(standby)
+        if place is not None:
+            place.ended, place.waiting = True, False
+
     def exited(self, standby: str, cause: str, now: float) -> None:
-        """It is gone."""
-        pid = self._leaving.pop(standby, 0)
-        if not pid:
+        """Nothing is left of it."""
+        if standby in self._leaving:
+            pid = self._leaving.pop(standby)
+        else:
             place = self._of(standby)
             pid = place.pid
-            place.id, place.pid, place.waiting = "", 0, False
+            place.id, place.pid, place.ended, place.waiting = "", 0, False, False
             place.deaths += 1
             again = place.deaths < MAX_DEATHS
             place.due = now + RETRY * 2.0 ** (place.deaths - 1) if again else math.inf
@@ -132,22 +142,35 @@ class Standbys:
 
     def next_deadline(self) -> float:
         """Return when `tick` has to be called at the latest."""
-        return min((p.due for p in self._places.values() if not p.id), default=math.inf)
+        return min((place.due for place in self._places.values()), default=math.inf)
 
     def tick(self, now: float, free_memory: int) -> None:
         """Start what is due, if there is room for it."""
         for place in self._places.values():
-            if place.id or place.due > now:
+            if place.due > now:
+                continue
+            if place.id:  # it hangs while it imports
+                place.due = math.inf
+                self._actions.append(Kill(place.id))
                 continue
             if free_memory < self._policy.standby_memory:
                 place.due = now + RETRY
                 continue
-            place.id, place.nonce = f"{PREFIX}{next(self._numbers)}", self._new_nonce()
+            place.id, place.nonce = self._free_id(), self._new_nonce()
             place.due = math.inf
             self._actions.append(Spawn(place.id, place.nonce))
 
+    def _free_id(self) -> str:
+        number = 0
+        while f"{PREFIX}{number}" in self:
+            number += 1
+        return f"{PREFIX}{number}"
+
+    def _places_by_id(self) -> dict[str, _Place]:
+        return {place.id: place for place in self._places.values() if place.id}
+
     def _of(self, standby: str) -> _Place:
-        return next(place for place in self._places.values() if place.id == standby)
+        return self._places_by_id()[standby]
 
 
 def kind_of(spec: ModelSpec) -> Kind:
