@@ -1,6 +1,6 @@
 """The supervisor's end of the spawner: starts it, asks it, and survives its death.
 
-Owns the socket pair and the workers' stderr pipes.
+Owns the socket pair.
 """
 
 import logging
