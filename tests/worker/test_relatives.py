@@ -1,23 +1,39 @@
-"""The death of a process that the engine needs is seen at once."""
+"""The death of a process that the engine needs is seen at once; others may come and go."""
 
+import multiprocessing
 import queue
 import subprocess
 import sys
+import time
 
-from processes import SLACK
+import pytest
+
+from processes import SLACK, eventually
 from vllmport.worker.relatives import Watch, engine_processes
 
+WORKER = "VLLM::Worker_TP0"
+SLEEP = "import time; time.sleep(60)"
+NEST = f"""
+import subprocess, sys
+child = subprocess.Popen(["VLLM::Worker_TP1", "-c", {SLEEP!r}], executable={sys.executable!r})
+try:
+    sys.stdin.read()
+finally:
+    child.kill()
+"""
 
-def sleeper(*names: str) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", *names])
+
+def sleeper(title: str) -> "subprocess.Popen[bytes]":
+    """Start a process with a title, as vLLM gives one to each of its own."""
+    return subprocess.Popen([title, "-c", SLEEP], executable=sys.executable)
 
 
 def test_the_first_to_end_is_told() -> None:
     told: queue.Queue[int] = queue.Queue()
-    with sleeper() as one, sleeper() as other:
+    with sleeper(WORKER) as one, sleeper("VLLM::EngineCore") as other:
         try:
-            assert {one.pid, other.pid} <= set(engine_processes())
-            Watch([one.pid, other.pid], told.put)
+            assert set(engine_processes()) == {one.pid, other.pid}
+            Watch(engine_processes(), told.put)
             other.kill()
             assert told.get(timeout=0.2 * SLACK) == other.pid
         finally:
@@ -25,17 +41,54 @@ def test_the_first_to_end_is_told() -> None:
             other.kill()
 
 
-def test_what_multiprocessing_can_do_without_is_not_watched() -> None:
-    with sleeper("resource_tracker") as helper:
+def test_the_processes_of_an_engine_core_are_watched_as_well() -> None:
+    arguments = ["VLLM::EngineCore", "-c", NEST]
+    with subprocess.Popen(arguments, executable=sys.executable, stdin=subprocess.PIPE) as core:
+        eventually(lambda: len(engine_processes()) == 2)
+        assert core.pid in engine_processes()
+
+
+def test_the_title_is_the_one_that_vllm_was_told_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_PROCESS_NAME_PREFIX", "MINE")
+    with sleeper(WORKER) as other, sleeper("MINE::Worker_TP0") as mine:
         try:
-            assert helper.pid not in engine_processes()
+            assert engine_processes() == [mine.pid]
         finally:
+            other.kill()
+            mine.kill()
+
+
+def test_a_helper_that_ends_is_nobodys_death() -> None:
+    told: queue.Queue[int] = queue.Queue()
+    context = multiprocessing.get_context("spawn")
+    started = context.Process(target=time.sleep, args=(60,))  # with a resource tracker
+    started.start()
+    with sleeper(WORKER) as worker, sleeper("sleep 60") as helper:
+        try:
+            assert engine_processes() == [worker.pid]
+            Watch(engine_processes(), told.put)
             helper.kill()
+            started.kill()
+            helper.wait()
+            started.join()
+            worker.kill()
+            assert told.get(timeout=0.2 * SLACK) == worker.pid
+        finally:
+            for process in (helper, started, worker):
+                process.kill()
+
+
+def test_one_that_is_gone_before_it_is_watched_is_told_as_well() -> None:
+    told: queue.Queue[int] = queue.Queue()
+    with sleeper(WORKER) as one:
+        one.kill()
+    Watch([one.pid], told.put)
+    assert told.get_nowait() == one.pid
 
 
 def test_who_closes_the_watch_may_let_them_end() -> None:
     told: queue.Queue[int] = queue.Queue()
-    with sleeper() as one:
+    with sleeper(WORKER) as one:
         watch = Watch([one.pid], told.put)
         watch.close()
         one.kill()

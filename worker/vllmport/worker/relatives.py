@@ -4,7 +4,6 @@ vLLM notices the death of one of its processes in the end, after seconds and not
 kernel tells at once.
 """
 
-import logging
 import os
 import select
 import threading
@@ -12,16 +11,21 @@ from collections.abc import Callable, Iterable
 
 import psutil
 
-logger = logging.getLogger("vllmport.worker")
-
-_HELPER = "resource_tracker"
-"""In the command line of the one process that Python's multiprocessing can do without."""
-
 
 def engine_processes() -> list[int]:
-    """Return the pids of all processes below this one that the engine cannot do without."""
-    found = psutil.Process().children(recursive=True)
-    return [p.pid for p in found if not any(_HELPER in part for part in p.cmdline())]
+    """Return the pids of the processes below this one that vLLM's engine runs in.
+
+    vLLM gives those a title. All others are helpers, of Python or of a plugin: they come and go.
+    """
+    title = os.environ.get("VLLM_PROCESS_NAME_PREFIX", "VLLM") + "::"
+    return [p.pid for p in psutil.Process().children(recursive=True) if _title(p).startswith(title)]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return "".join(process.cmdline()[:1])
+    except psutil.NoSuchProcess:  # it ended since it was listed
+        return ""
 
 
 class Watch:
@@ -29,13 +33,19 @@ class Watch:
 
     Args:
         pids: Which processes; none, and there is no thread.
-        on_death: Called in that thread with the pid, unless the watch was closed before.
+        on_death: Called with the pid in that thread, unless the watch was closed before; at once
+            for one that is gone already.
     """
 
     def __init__(self, pids: Iterable[int], on_death: Callable[[int], None]) -> None:
         self._on_death = on_death
         self._closed = False
-        self._pids = {os.pidfd_open(pid): pid for pid in pids}
+        self._pids: dict[int, int] = {}
+        for pid in pids:
+            try:
+                self._pids[os.pidfd_open(pid)] = pid
+            except ProcessLookupError:
+                on_death(pid)
         if self._pids:
             threading.Thread(target=self._wait, name="relatives", daemon=True).start()
 
