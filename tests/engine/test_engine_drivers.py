@@ -27,6 +27,7 @@ pytestmark = [
 
 MODEL = Path(__file__).parents[2] / "pool/vllmport/pool/models/tiny"
 ADAPTER = {"lora_name": "swapped", "lora_int_id": 1, "lora_path": str(MODEL / "lora-swapped")}
+PATIENT = {"abort_grace": 60.0}
 ENGINE_ARGS = {
     "enforce_eager": True,
     "max_model_len": 2048,
@@ -134,7 +135,7 @@ class Driven:
 @pytest.fixture(scope="module", params=["off", "on"])
 def driven(request: pytest.FixtureRequest) -> Iterator[Driven]:
     port = Collector()
-    spec = {"model": str(MODEL), "engine_args": ENGINE_ARGS, "mode": request.param}
+    spec = {"model": str(MODEL), "engine_args": ENGINE_ARGS, "mode": request.param, **PATIENT}
     engine = load_vllm(spec, port)
     yield Driven(engine, port)
     engine.close()
@@ -385,14 +386,15 @@ def test_bad_engine_arguments_are_refused_before_loading(
 ) -> None:
     port = Collector()
     model = args.pop("model", str(MODEL))
-    error = refusal(lambda: load_vllm({"model": model, "engine_args": args, "mode": "off"}, port))
+    spec = {"model": model, "engine_args": args, "mode": "off", **PATIENT}
+    error = refusal(lambda: load_vllm(spec, port))
     assert error.parameter == parameter
     assert text in error.message
     assert port.stages == ["importing", "checking"]
 
 
 def test_an_engine_that_cannot_start_is_a_failed_start() -> None:
-    spec = {"model": str(MODEL), "engine_args": {"quantization": "fp8"}, "mode": "off"}
+    spec = {"model": str(MODEL), "engine_args": {"quantization": "fp8"}, "mode": "off", **PATIENT}
     with pytest.raises(StartupFailed) as caught:
         load_vllm(spec, Collector())
     assert caught.value.details["class"]

@@ -49,6 +49,7 @@ class Crew:
         after: Callable[[], None],
     ) -> None:
         self._workers = workers
+        self._abort_grace = plan.policy.abort_grace
         self._fleet = deciders.fleet
         self._standbys = deciders.standbys
         self._dispatcher = deciders.dispatcher
@@ -242,8 +243,13 @@ class Crew:
     def _send_spec(
         self, worker: str, spec: ModelSpec, env: Mapping[str, str], *, prepare: bool
     ) -> None:
-        board = self._incarnations.board_path(worker)
-        payload = {**spec.for_worker(), "board": board, "prepare": prepare, "env": dict(env)}
+        payload = {
+            **spec.for_worker(),
+            "board": self._incarnations.board_path(worker),
+            "prepare": prepare,
+            "env": dict(env),
+            "abort_grace": self._abort_grace,
+        }
         self._workers.send(worker, encode(Load(worker), pack(payload)))
 
     def _tick_standbys(self, now: float) -> None:

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from vllmport.worker.causes import cause_file
@@ -21,7 +22,7 @@ def load_vllm(spec: Mapping[str, Any], port: Port) -> Engine:
 
     Args:
         spec: `model`, a path or a name; `engine_args`, vLLM's; `mode`, "on" or "off"; `loras`,
-            the folders of adapters by name.
+            the folders of adapters by name; `abort_grace`, the pool's, in seconds.
         port: Is told the stages.
 
     Raises:
@@ -36,7 +37,7 @@ def load_vllm(spec: Mapping[str, Any], port: Port) -> Engine:
     from vllmport.worker.engines.vllm_arguments import engine_config
     from vllmport.worker.engines.vllm_errors import as_load_error
 
-    driver = _driver_class(mode)
+    driver = _driver(mode, spec["abort_grace"])
     port.progress("checking", f"imported in {time.monotonic() - begun:.1f} s")
     config, engine_args = engine_config(args, in_process=mode == "off")
     port.progress("loading", f"{args['model']} as {config.model_config.dtype}")
@@ -59,14 +60,14 @@ def import_vllm() -> None:
             importlib.import_module(f"vllmport.worker.engines.vllm_{name}")
 
 
-def _driver_class(mode: str) -> Any:
+def _driver(mode: str, abort_grace: float) -> Any:
     if mode == "off":
         from vllmport.worker.engines.vllm_stepped import SteppedVllm
 
         return SteppedVllm
     from vllmport.worker.engines.vllm_async import AsyncVllm
 
-    return AsyncVllm
+    return partial(AsyncVllm, abort_grace=abort_grace)
 
 
 def _set_environment(mode: str) -> None:

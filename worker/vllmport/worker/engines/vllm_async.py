@@ -8,6 +8,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from vllm.pooling_params import PoolingParams
@@ -15,7 +16,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from vllmport.bridge.errors import EngineDead
-from vllmport.worker.engine import Port
+from vllmport.worker.engine import Key, Partial, Port
 from vllmport.worker.engines.vllm_arguments import USAGE
 from vllmport.worker.engines.vllm_call import Call
 from vllmport.worker.engines.vllm_driver import VllmDriver, warm_up_request
@@ -25,17 +26,36 @@ BEAT = 0.5
 
 
 class AsyncVllm(VllmDriver):
-    """Drives an `AsyncLLM`: one task for each request, and one turn of sending for all of them."""
+    """Drives an `AsyncLLM`: one task for each request, and one turn of sending for all of them.
+
+    Args:
+        config: vLLM's configuration.
+        engine_args: What it was made of.
+        port: Where outputs go.
+        loras: The folders of adapters by name.
+        abort_grace: Seconds in which the engine's process must answer after an abort.
+    """
 
     mode = "on"
 
-    def __init__(self, config: Any, engine_args: Any, port: Port, loras: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        config: Any,
+        engine_args: Any,
+        port: Port,
+        loras: Mapping[str, str],
+        *,
+        abort_grace: float,
+    ) -> None:
         self._loop = asyncio.new_event_loop()
         engine, tasks = self._loop.run_until_complete(_build(config, engine_args))
         super().__init__(engine, port, tasks, loras)
         self._over: asyncio.Future[None] | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._turn_is_due = False
+        self._abort_grace = abort_grace
+        self._aborted = False  # since the engine's process was asked last
+        self._probe: asyncio.Task[None] | None = None
         self._count_steps()
 
     def run(self, port: Port) -> None:
@@ -58,8 +78,21 @@ class AsyncVllm(VllmDriver):
         """Run one tiny request, so that the first caller does not wait for lazy preparations."""
         self._loop.run_until_complete(self._warm_up())
 
+    def abort(self, key: Key) -> Partial:
+        """Take a request out, and see that the engine's process lets go of it as well.
+
+        An abort does not wait for that process, which may be busy with this very request forever.
+        """
+        partial = super().abort(key)
+        self._aborted = True
+        if self._probe is None or self._probe.done():
+            self._probe = self._loop.create_task(self._ask_for_life())
+        return partial
+
     def close(self) -> None:
         """Abort what is open, and end the engine's processes; takes up to five seconds."""
+        if self._probe is not None:
+            self._probe.cancel()
         for call in self._calls.values():
             self._drop_all(call)
         self._engine.shutdown()
@@ -105,6 +138,25 @@ class AsyncVllm(VllmDriver):
         except Exception as exc:  # noqa: BLE001  # what goes wrong in a task belongs to its call
             self._fail(call, exc)
             self._turn_soon()
+
+    async def _ask_for_life(self) -> None:
+        """Ask the engine's process something after an abort; it answers between two steps."""
+        try:
+            while self._aborted:
+                self._aborted = False
+                if not await self._answers():
+                    self._die(f"did not answer within {self._abort_grace:g} s of an abort")
+                    return
+        except EngineDeadError:
+            self._die()
+
+    async def _answers(self) -> bool:
+        for _ in range(2):  # with half the time each: it may be this loop that was late
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._abort_grace / 2):
+                    await self._engine.is_paused()
+                    return True
+        return False
 
     async def _warm_up(self) -> None:
         """Run a request; an engine that died before it came tells nobody who waits for it."""
@@ -165,9 +217,9 @@ class AsyncVllm(VllmDriver):
         else:
             self._over.set_exception(error)
 
-    def _die(self) -> None:
+    def _die(self, how: str = "died") -> None:
         """Fail what is open and leave the loop: an engine that died does not come back."""
-        death = EngineDead("the engine process died")
+        death = EngineDead(f"the engine process {how}")
         for call in list(self._calls.values()):
             self._fail(call, death)
         self._port.flush()
