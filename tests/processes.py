@@ -150,6 +150,19 @@ def family(pool: Pool) -> list[psutil.Process]:
     return [supervisor, *supervisor.children(recursive=True)]
 
 
+@contextlib.contextmanager
+def full_disk(fd: int) -> Iterator[None]:
+    """Let there be no room for what is written to this descriptor."""
+    kept, full = os.dup(fd), os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, fd, inheritable=False)
+    try:
+        yield
+    finally:
+        os.dup2(kept, fd, inheritable=False)
+        os.close(kept)
+        os.close(full)
+
+
 # What a pool says.
 
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import resource
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from processes import SLACK
+from processes import SLACK, full_disk
 from vllmport.pool.ledger import Entry, Ledger, ledgers, read_ledger
-from vllmport.pool.marks import run_of
+from vllmport.pool.marks import COUNTER_BITS, run_of
 from vllmport.pool.processes import started_at
 from vllmport.pool.reap import sweep
 
@@ -52,6 +54,46 @@ def test_ledger_knows_a_worker_before_it_is_started(ledger: Ledger, folder: Path
 
 def test_marks_of_a_run_differ(ledger: Ledger) -> None:
     assert len({ledger.intend("m/0", {})[0] for _ in range(50)}) == 50
+
+
+def test_marks_that_come_again_are_those_of_nobody(ledger: Ledger) -> None:
+    first, _ = ledger.intend("lives", {})
+    marks = []
+    for number in range(1 << COUNTER_BITS):
+        marks.append(ledger.intend(str(number), {})[0])
+        ledger.cleared(str(number))
+    assert first not in marks
+    assert len(set(marks)) == len(marks) - 2, "all others were given, and two of them again"
+
+
+def test_ledger_forgets_the_folder_of_a_worker_of_which_nothing_is_left(ledger: Ledger) -> None:
+    _, scratch = ledger.intend("m/0", {})
+    ledger.intend("m/1", {})
+    ledger.cleared("m/1")
+    ledger.cleared("was never given a mark")
+    assert ledger.scratches == [scratch]
+
+
+def test_ledger_on_a_full_disk_says_so(ledger: Ledger) -> None:
+    with full_disk(ledger.fileno()), pytest.raises(OSError, match="No space left"):
+        ledger.intend("m/0", {})
+    assert ledger.scratches == []
+    _, scratch = ledger.intend("m/1", {})
+    assert entry_of(ledger.path).scratches == [scratch]
+
+
+def test_line_after_a_torn_one_is_whole(ledger: Ledger) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (ledger.path.stat().st_size + 10, hard))
+        with pytest.raises(OSError, match="No space left"):
+            ledger.intend("m/0", {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    _, scratch = ledger.intend("m/1", {})
+    assert entry_of(ledger.path).scratches == [scratch]
 
 
 def test_run_lives_while_anybody_holds_its_ledger(ledger: Ledger) -> None:
@@ -135,6 +177,18 @@ def test_empty_or_foreign_ledger_is_removed_without_harm(folder: Path) -> None:
     (folder / "y.ledger").write_text('not json\n[]\n{"run": 5}\n{"run": "5", "boot": 1}\n')
     assert sweep(folder) == []
     assert ledgers(folder) == []
+
+
+def test_sweep_removes_the_folder_of_a_run_that_never_began(folder: Path) -> None:
+    for name in ("run-old", "run-with-files"):
+        (folder / name).mkdir()
+    (folder / "run-with-files" / "x").touch()
+    for name in ("run-old", "run-with-files"):
+        os.utime(folder / name, (0, 0))
+    assert sweep(folder, dry_run=True) == []
+    assert (folder / "run-old").exists()
+    sweep(folder)
+    assert {path.name for path in folder.iterdir()} == {"run-a", "run-with-files"}
 
 
 def test_sweep_without_ledgers_costs_nothing(folder: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from processes import (
     PATIENCE,
+    entries,
     eventually,
     program,
     serving,
@@ -103,6 +104,14 @@ def test_call_that_fails_exits_with_1_and_one_line(served: str) -> None:
     done = vllmport("generate", "--endpoint", served, "--model", "other", "Hello")
     assert done.returncode == 1
     assert re.fullmatch(r"vllmport: .*'other'.*\n", done.stderr)
+
+
+def test_service_that_cannot_begin_leaves_nothing(runtime_dir: Path) -> None:
+    before = entries(runtime_dir)
+    done = vllmport("serve", "--endpoint", "tcp://nowhere")
+    assert done.returncode != 0
+    assert "tcp://nowhere" in done.stderr
+    assert entries(runtime_dir) == before
 
 
 def test_model_must_be_named_where_there_are_two(served: str) -> None:

@@ -5,18 +5,21 @@ Those of calls are tested with calls, those of devices with devices, those of st
 
 import os
 import signal
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from control_groups import control_group
-from processes import PATIENCE, SLACK, eventually, is_running, worker_of, worker_pid
+from processes import PATIENCE, SLACK, endless, eventually, is_running, worker_of, worker_pid
+from vllmport.bridge.errors import DeadlineExceeded
 from vllmport.bridge.events import EVENTS
 from vllmport.pool import LLM, Pool, StartupFailed, WorkerLost
 from vllmport.pool.client.events import EventStream
+from vllmport.pool.reap import sweep
 
 
 def wait_for(stream: EventStream, name: str) -> dict[str, Any]:
@@ -138,6 +141,34 @@ def test_what_cannot_be_killed_is_told_and_not_waited_for() -> None:
         finally:
             (group / "freezer.state").write_text("THAWED")
         eventually(lambda: not is_running_pid(child))
+
+
+def test_worker_that_cannot_be_killed_is_replaced_and_the_pool_stops(runtime_dir: Path) -> None:
+    with (
+        control_group(("freezer", "freezer.state", "THAWED")) as group,
+        ExitStack() as stack,
+    ):
+        frozen = 0
+        try:
+            with watched(abort_grace=0.2) as (pool, llm, stream):
+                frozen = worker_pid(pool)
+                (group / "cgroup.procs").write_text(str(frozen))
+                (group / "freezer.state").write_text("FROZEN")
+                with pytest.raises(DeadlineExceeded):
+                    llm.generate("a", endless(), timeout=0.2)
+                event = wait_for(stream, "worker.unkillable")
+                assert f"pid {frozen} " in event["left"]
+                assert wait_for(stream, "worker.spawned")["pid"] != frozen
+                eventually(lambda: worker_of(pool)["state"] == "READY", SLACK * 6)
+                folder = Path(pool.status()["supervisor"]["log_dir"])
+                log = stack.enter_context((folder / "supervisor.log").open())  # outlives its name
+                start = time.monotonic()
+            assert time.monotonic() - start < 6 * SLACK
+            assert f"cannot be killed: pid {frozen} " in log.read()
+        finally:
+            (group / "freezer.state").write_text("THAWED")
+        eventually(lambda: not is_running_pid(frozen))
+    sweep(runtime_dir)  # the ledger was left, for this
 
 
 def is_running_pid(pid: int) -> bool:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -217,6 +217,39 @@ def test_killed_spawner_is_replaced_with_all_its_workers(pool: Pool, llm: LLM) -
     assert pool.status()["spawner"]["pid"] != spawner
     kill_worker(pool)  # the new spawner reports deaths as well
     assert still_answers(llm)
+
+
+NO_SPAWNER = """
+import os
+if os.path.exists({flag!r}) and "vllmport.pool.spawner" in open("/proc/self/cmdline").read():
+    os._exit(9)
+"""
+
+
+def test_pool_whose_spawner_cannot_run_any_more_is_a_lost_pool(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    flag = tmp_path / "broken"
+    (tmp_path / "sitecustomize.py").write_text(NO_SPAWNER.format(flag=str(flag)))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    with ExitStack() as stack, Pool() as pool:
+        llm = pool.llm("echo")
+        everybody = family(pool)
+        folder = Path(pool.status()["supervisor"]["log_dir"])
+        log = stack.enter_context((folder / "supervisor.log").open())  # outlives its name
+        flag.touch()
+        stream = llm.stream("abc", endless())
+        next(stream)
+        kill(pool.status()["spawner"]["pid"])
+        with pytest.raises((PoolLost, WorkerLost)):
+            list(stream)
+        eventually(lambda: all_gone(everybody))
+        with pytest.raises(VllmportError):
+            llm.generate("anybody?")
+        told = log.read()
+    assert told.count("the spawner died") == 4, "one that was of use, and three that were not"
+    assert told.count("spawners in a row ended at once") == 1
+    assert "Traceback" not in told
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)], ids=str)

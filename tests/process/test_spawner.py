@@ -14,11 +14,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from processes import PATIENCE, all_gone, eventually, identify
+from processes import PATIENCE, all_gone, eventually, full_disk, identify
+from vllmport.pool.ledger import Ledger
 from vllmport.pool.marks import mark_in, new_run
-from vllmport.pool.processes import WORKER_TAG
+from vllmport.pool.processes import WORKER_TAG, kill_group
 from vllmport.pool.spawner import __main__ as spawner_main
 from vllmport.pool.spawner import protocol
+from vllmport.pool.supervisor.spawning import SpawnerLink
+from vllmport.pool.supervisor.stderr import WorkerStderr
 
 SAYS_ITS_ROLE = """
 import os, signal, sys, time
@@ -111,6 +114,81 @@ def test_worker_that_cannot_be_executed_is_cleared_at_once(link: Link, tmp_path:
     assert "could not be started" in exited.cause
     assert isinstance(cleared, protocol.Cleared)
     assert not (tmp_path / "scratch").exists()
+
+
+def test_folder_that_was_there_before_is_left_alone(link: Link, tmp_path: Path) -> None:
+    theirs = tmp_path / "scratch" / "file"
+    theirs.parent.mkdir()
+    theirs.touch()
+    memory = Path("/dev/shm") / f"psm_{mark_in(link.run, 1)}"
+    memory.touch()
+    link.spawn(sys.executable, "-c", "")
+    exited, cleared = link.event(), link.event()
+    assert isinstance(exited, protocol.Exited)
+    assert "File exists" in exited.cause
+    assert isinstance(cleared, protocol.Cleared)
+    assert theirs.exists()
+    assert memory.exists()
+    theirs.unlink()
+    theirs.parent.rmdir()
+
+
+def test_worker_that_cannot_be_executed_leaves_no_guard(link: Link) -> None:
+    link.spawn("/nowhere")
+    assert isinstance(link.event(), protocol.Exited)
+    eventually(lambda: psutil.Process(link.process.pid).children() == [])
+
+
+def test_group_of_others_counts_as_gone() -> None:
+    if os.getuid():
+        pytest.skip("only root can become somebody else")
+    group = os.getpgid(0)
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            os.setuid(65534)
+            os._exit(kill_group(group, 0))
+        finally:
+            os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.fixture
+def spawner_link(tmp_path: Path) -> Iterator[tuple[SpawnerLink, Ledger]]:
+    """The link that the supervisor uses, with a ledger of its own."""
+    (tmp_path / "run-a").mkdir()
+    ledger = Ledger(str(tmp_path / "run-a"), f"ipc://{tmp_path}/pool.sock", 0)
+    link = SpawnerLink([str(tmp_path / "run-a")], [], ledger)
+    yield link, ledger
+    link.stop()
+    os.close(ledger.fileno())
+    assert not ledger.path.exists()
+
+
+SLEEPS = [sys.executable, "-c", "import time; time.sleep(3600)"]
+
+
+def test_worker_that_cannot_be_written_down_is_not_started(
+    spawner_link: tuple[SpawnerLink, Ledger], tmp_path: Path
+) -> None:
+    link, ledger = spawner_link
+    stderr = WorkerStderr(str(tmp_path), "m/0")
+    with full_disk(ledger.fileno()), pytest.raises(OSError, match="No space left"):
+        link.spawn("nonce", SLEEPS, os.environ, stderr)
+    assert not stderr.read(), "nobody holds the other end"
+    stderr.close()
+
+
+def test_disk_that_is_full_once_the_worker_runs_does_no_harm(
+    spawner_link: tuple[SpawnerLink, Ledger], tmp_path: Path
+) -> None:
+    link, ledger = spawner_link
+    stderr = WorkerStderr(str(tmp_path), "m/0")
+    link.spawn("nonce", SLEEPS, os.environ, stderr)
+    with full_disk(ledger.fileno()):
+        assert isinstance(link.receive(), protocol.Spawned)
+    stderr.close()
 
 
 def test_what_cannot_be_killed_is_named_and_not_waited_for(

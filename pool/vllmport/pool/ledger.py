@@ -16,6 +16,7 @@ The spawner removes the file when it has seen everything dead. What is left othe
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -48,8 +49,9 @@ class Ledger:
     def __init__(self, run_dir: str, endpoint: str, owner: int) -> None:
         self.path = Path(run_dir + SUFFIX)
         self.run = new_run(os.getpid())
-        self.scratches: dict[str, Path] = {}  # worker → the folder of its present incarnation
+        self._given: dict[str, tuple[int, Path]] = {}  # worker → its mark and its folder
         self._incarnations = 0
+        self._begin = b""  # of the next line
         # It gets its name when it is locked and has its first line: a sweep sees no half of it.
         unnamed = Path(run_dir + ".new")
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
@@ -74,11 +76,17 @@ class Ledger:
         self._write(spawner=_identity(pid))
 
     def intend(self, worker: str, env: Mapping[str, str]) -> tuple[int, Path]:
-        """Note that a worker is about to be started; return its mark and temporary folder."""
-        self._incarnations += 1
-        mark = mark_in(self.run, self._incarnations)
-        self.scratches[worker] = scratch = scratch_of(mark, env)
+        """Note that a worker is about to be started; return its mark and temporary folder.
+
+        A worker is known here by a name that no other ever has.
+
+        Raises:
+            OSError: It cannot be written down, so the worker must not be started.
+        """
+        mark = self._next_mark()
+        scratch = scratch_of(mark, env)
         self._write(worker=worker, mark=mark, scratch=str(scratch))
+        self._given[worker] = mark, scratch
         return mark, scratch
 
     def spawned(self, worker: str, pid: int) -> None:
@@ -86,8 +94,35 @@ class Ledger:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended already
             self._write(worker=worker, process=_identity(pid))
 
+    def cleared(self, worker: str) -> None:
+        """Nothing is left of a worker: its mark may be given again."""
+        self._given.pop(worker, None)
+
+    @property
+    def scratches(self) -> list[Path]:
+        """The folders of the workers that were not cleared."""
+        return [scratch for _, scratch in self._given.values()]
+
+    def _next_mark(self) -> int:
+        """Return a mark that no worker has: they come again after some thousands."""
+        given = {mark for mark, _ in self._given.values()}
+        while True:
+            self._incarnations += 1
+            mark = mark_in(self.run, self._incarnations)
+            if mark not in given:
+                return mark
+
     def _write(self, **fields: object) -> None:
-        os.write(self._fd, json.dumps(fields).encode() + b"\n")
+        """Append a line, after the end of one that was torn.
+
+        Raises:
+            OSError: There is no room for it.
+        """
+        line = self._begin + json.dumps(fields).encode() + b"\n"
+        self._begin = b"\n"
+        if os.write(self._fd, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        self._begin = b""
 
 
 @dataclass(slots=True)

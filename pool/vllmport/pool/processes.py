@@ -56,10 +56,10 @@ def started_at(pid: int) -> int:
 
 
 def kill_group(pgid: int, signum: int = signal.SIGKILL) -> bool:
-    """Signal a process group; return whether anything is left in it to signal."""
+    """Signal a process group; return whether anything of ours is left in it."""
     try:
         os.killpg(pgid, signum)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):  # nothing there, or nothing of ours
         return False
     return True
 

@@ -8,6 +8,7 @@ else reported.
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,16 @@ from typing import Final
 import psutil
 
 from vllmport.pool.endpoint import abandoned, socket_path
-from vllmport.pool.ledger import Entry, ledgers, read_ledger
+from vllmport.pool.ledger import SUFFIX, Entry, ledgers, read_ledger
 from vllmport.pool.leftovers import leftovers, remove, scratch_of
 from vllmport.pool.marks import bearers, mark_of, run_of, supervisor_of
 from vllmport.pool.processes import describe, kill_until_gone, started_at
 
 PATIENCE: Final = 5.0
 """Seconds that what was killed may take to go."""
+
+FORGOTTEN_AFTER: Final = 600.0
+"""Seconds after which a run that has not begun never will."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,18 @@ def sweep(folder: Path, *, dry_run: bool = False) -> list[Finding]:
         with contextlib.suppress(FileNotFoundError), read_ledger(path) as entry:
             if not entry.lives:
                 found += _end(entry, dry_run=dry_run)
+    if not dry_run:
+        _remove_forgotten(folder)
     return found
+
+
+def _remove_forgotten(folder: Path) -> None:
+    """Remove the folders of runs that ended before anything was written down or made."""
+    for path in folder.glob("run-*/"):
+        with contextlib.suppress(OSError):  # it is in use, or gone
+            has_ledger = path.with_name(path.name + SUFFIX).exists()
+            if not has_ledger and path.stat().st_mtime < time.time() - FORGOTTEN_AFTER:
+                path.rmdir()
 
 
 def reap(folder: Path, *, dry_run: bool = False) -> list[Finding]:

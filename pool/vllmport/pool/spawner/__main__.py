@@ -7,6 +7,7 @@ removed, and it exits. The LEDGER goes only when nothing is left.
 """
 
 import contextlib
+import math
 import os
 import select
 import selectors
@@ -48,7 +49,7 @@ class _Child:
     died: float = 0.0
     next_look: float = 0.0
     given_up: bool = False
-    told_to_die: bool = False
+    killed_at: float = math.inf
 
     def owns(self, mark: int) -> bool:
         """Tell whether what carries this mark came from this worker."""
@@ -94,27 +95,34 @@ class Spawner:
         match request:
             case protocol.SpawnRequest():
                 self._spawn(request, fds[0])
-            case protocol.KillRequest(worker, signum, scope):
-                for pid, child in self._running.items():
-                    if child.worker == worker:
-                        child.told_to_die |= signum == signal.SIGKILL
-                        _signal(pid, child, signum, scope)
+            case protocol.KillRequest():
+                self._kill(request)
         for fd in fds:
             os.close(fd)
         return True
 
     def _spawn(self, request: protocol.SpawnRequest, stderr: int) -> None:
         child = _Child(request.worker, request.mark, Path(request.scratch))
+        made: list[Path] = []  # a folder that was there already is somebody's
         try:
             child.scratch.mkdir(mode=0o700)
+            made.append(child.scratch)
+            self._memory_was_short()  # what happened before is not this worker's end
             pid = launch(request, stderr, self._lifeline)
         except (OSError, ValueError) as exc:  # ValueError: a NUL in a name
-            remove(leftovers(child.owns, [child.scratch]))
+            remove(made)
             self._tell(protocol.Exited(request.worker, 0, f"could not be started: {exc}"))
             self._tell(protocol.Cleared(request.worker, 0, 0, []))
             return
         self._running[pid] = child
         self._tell(protocol.Spawned(request.worker, pid, psutil.Process(pid).create_time()))
+
+    def _kill(self, request: protocol.KillRequest) -> None:
+        for pid, child in self._running.items():
+            if child.worker == request.worker:
+                if request.signum == signal.SIGKILL:
+                    child.killed_at = min(child.killed_at, time.monotonic())
+                _signal(pid, child, request.signum, request.scope)
 
     def _reap(self) -> None:
         """Collect ended children; of a worker, kill the group while its number is still taken."""
@@ -130,9 +138,10 @@ class Spawner:
                 kill_group(info.si_pid)
                 child.died = time.monotonic()
                 self._dying[info.si_pid] = child
-                short = not child.told_to_die and self._memory_was_short()
+                short = self._memory_was_short() and child.killed_at == math.inf
                 cause = describe_exit(info.si_code, info.si_status, memory_was_short=short)
-                self._tell(protocol.Exited(child.worker, info.si_pid, cause))
+                if not child.given_up:
+                    self._tell(protocol.Exited(child.worker, info.si_pid, cause))
             os.waitpid(info.si_pid, 0)
 
     def _memory_was_short(self) -> bool:
@@ -143,6 +152,9 @@ class Spawner:
     def _confirm(self) -> None:
         """Say so when nothing is left of a dead worker; kill what shows up meanwhile."""
         now = time.monotonic()
+        for pid, child in self._running.items():
+            if _gives_up_at(child) <= now:
+                self._give_up(pid, child)
         for pgid, child in list(self._dying.items()):
             if child.next_look > now:
                 continue
@@ -158,6 +170,14 @@ class Spawner:
             if not child.given_up:
                 self._clear(pgid, child, [])
 
+    def _give_up(self, pid: int, child: _Child) -> None:
+        """Tell the supervisor to wait no longer for a worker that SIGKILL does not end."""
+        child.given_up = True
+        _signal(pid, child, signal.SIGKILL, "all")
+        left = {process.pid: process for process in (psutil.Process(pid), *bearers(child.owns))}
+        self._tell(protocol.Exited(child.worker, pid, "cannot be killed"))
+        self._clear(pid, child, [describe(process) for process in left.values()])
+
     def _wait_for(self, pgid: int, child: _Child, left: list[psutil.Process], now: float) -> None:
         """Look again soon; tell the supervisor to wait no longer when it has been too long."""
         if not child.given_up and now - child.died > PATIENCE:
@@ -170,11 +190,12 @@ class Spawner:
 
     def _next_look(self) -> float | None:
         """Return how long nothing has to be done."""
-        due = min((child.next_look for child in self._dying.values()), default=None)
-        return None if due is None else max(due - time.monotonic(), 0.0)
+        looks = [child.next_look for child in self._dying.values()]
+        due = min([*looks, *map(_gives_up_at, self._running.values())], default=math.inf)
+        return None if due == math.inf else max(due - time.monotonic(), 0.0)
 
     def clean_up(self, run: int, ledger: str, paths: Sequence[str]) -> int:
-        """Leave nothing of the run; return the exit status, which is 1 if something is left."""
+        """Leave nothing of the run; return the exit status."""
 
         def is_ours(mark: int) -> bool:
             return run_of(mark) == run
@@ -187,7 +208,7 @@ class Spawner:
             remove(Path(f"{path}.lock") for path in paths)
         if not left:
             remove([Path(ledger)])
-        return 1 if left else 0
+        return protocol.SOMETHING_LEFT if left else 0
 
     def _supervisor_is_gone(self) -> bool:
         """Tell whether the socket was closed, or only shut down for sending."""
@@ -200,10 +221,16 @@ class Spawner:
             protocol.send(self._control, event)
 
 
+def _gives_up_at(child: _Child) -> float:
+    """Return when a worker that still runs counts as unkillable."""
+    return math.inf if child.given_up else child.killed_at + PATIENCE
+
+
 def _signal(leader: int, child: _Child, signum: int, scope: protocol.Scope) -> None:
     """Signal a worker that was not waited for yet: its number is still its own."""
     if scope == "leader":
-        os.kill(leader, signum)
+        with contextlib.suppress(PermissionError):
+            os.kill(leader, signum)
         return
     kill_group(leader, signum)
     if scope == "all":

@@ -11,7 +11,7 @@ import signal
 from typing import NoReturn
 
 from vllmport.pool.marks import put_mark
-from vllmport.pool.processes import die_with_parent
+from vllmport.pool.processes import die_with_parent, kill_group
 from vllmport.pool.spawner.protocol import SpawnRequest
 
 # The shell's built-in read blocks until end of file. All killing is built in as well, for a guard
@@ -63,6 +63,7 @@ def launch(request: SpawnRequest, stderr: int, lifeline: int) -> int:
     with os.fdopen(failed, "rb") as pipe:
         code = pipe.read()
     if code:
+        kill_group(pid)  # the guard is in it
         os.waitpid(pid, 0)
         raise OSError(int(code), os.strerror(int(code)), request.argv[0])
     return pid

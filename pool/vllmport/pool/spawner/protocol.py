@@ -16,6 +16,10 @@ MAX_PACKET: Final = 1 << 20
 """Bytes in one packet; an environment is most of it."""
 
 
+SOMETHING_LEFT: Final = 3
+"""Exit status of a spawner that could not kill everything."""
+
+
 @dataclass(frozen=True, slots=True)
 class SpawnRequest:
     """Start a worker. One descriptor travels along: the write end of its stderr.

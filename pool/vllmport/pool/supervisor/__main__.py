@@ -16,8 +16,12 @@ from vllmport.pool.endpoint import EndpointTaken, lock_endpoint
 from vllmport.pool.plan import Plan
 from vllmport.pool.reap import sweep
 from vllmport.pool.supervisor.server import Supervisor
+from vllmport.pool.supervisor.spawning import SpawnerFailed
+
+logger = logging.getLogger("vllmport.supervisor")
 
 LOCK_PATIENCE = 3.0
+EXIT_NO_SPAWNER = 5
 EXIT_TAKEN = 6
 
 
@@ -46,13 +50,24 @@ def main() -> int:
     for fd in (args.ready_fd, args.lifeline_fd):
         if fd >= 0:
             os.set_inheritable(fd, False)  # noqa: FBT003
+    os.utime(plan.run_dir)  # it is not one that was forgotten
     found = sweep(Path(plan.run_dir).parent)
     supervisor = Supervisor(plan, lock, args.lifeline_fd)
     supervisor.report(found)
     _report(args.ready_fd, {"pid": os.getpid()})
-    status = supervisor.run()
-    os.unlink(f"{plan.socket_path}.lock")
+    try:
+        status = supervisor.run()
+    except SpawnerFailed as exc:
+        logger.error("%s", exc)
+        _unlock(plan)
+        os._exit(EXIT_NO_SPAWNER)  # its sockets are in the middle of something
+    _unlock(plan)
     return status
+
+
+def _unlock(plan: Plan) -> None:
+    """Give the endpoint back, unless that went with the folder of the run."""
+    Path(f"{plan.socket_path}.lock").unlink(missing_ok=True)
 
 
 def _report(fd: int, message: dict[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""The verbs of the pool itself: load, release, unload, restart, status, events and the like.
+"""The verbs of the pool itself: load, release, unload, status, engine_config, shutdown.
 
 Pure, like `dispatch.py` and `fleet.py`, which it connects to callers: a call stays open here until
 the fleet has settled what it waits for. What has to be sent is collected in `outgoing`.

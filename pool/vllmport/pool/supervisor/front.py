@@ -129,7 +129,7 @@ class Front:
             case Call():
                 if self.stopping and (message.model or message.verb in ("load", "restart")):
                     error = PoolClosed("the pool is shutting down")
-                    self.send(client.key, error_frames(error, message.id, message.request_id))
+                    self.send(client.key, error_frames(error, message.id))
                 elif message.model:
                     self._dispatcher.call(client.key, message, packed, now)
                 else:
@@ -159,9 +159,9 @@ class Front:
         self._fleet.client_gone(client.key, now)
 
 
-def error_frames(error: VllmportError, call_id: int = 0, request_id: str = "") -> list[Bytes]:
+def error_frames(error: VllmportError, call_id: int = 0) -> list[Bytes]:
     """Encode an error that answers a client."""
-    return encode(error_message(error, call_id), pack(error.details_for(request_id)))
+    return encode(error_message(error, call_id), pack(error.details))
 
 
 def _limits() -> dict[str, int]:

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import mmap
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +16,26 @@ from typing import Final, Protocol
 
 from vllmport.bridge.board import SIZE, Board, OnRecord
 from vllmport.pool.ledger import Ledger
+from vllmport.pool.leftovers import remove
 from vllmport.pool.plan import Plan
 from vllmport.pool.spawner import protocol
 from vllmport.pool.supervisor.descriptors import Descriptors
-from vllmport.pool.supervisor.spawning import SpawnerLink, worker_command, worker_environment
+from vllmport.pool.supervisor.spawning import (
+    SpawnerFailed,
+    SpawnerLink,
+    worker_command,
+    worker_environment,
+)
 from vllmport.pool.supervisor.stderr import WorkerStderr
 
 logger = logging.getLogger("vllmport.supervisor")
 
 FOLDER: Final = "boards"
+
+USEFUL_AFTER: Final = 10.0
+"""Seconds after which a spawner that did nothing yet is not taken for one that cannot run."""
+
+MAX_USELESS: Final = 3
 
 
 class Listener(Protocol):
@@ -85,9 +97,11 @@ class Incarnations:
         self._after = after
         self._by_nonce: dict[str, _Incarnation] = {}
         self._by_worker: dict[str, _Incarnation] = {}
+        self._paths = [plan.run_dir, plan.socket_path]
         self._folder = Path(plan.run_dir) / FOLDER
         self._folder.mkdir(mode=0o700, exist_ok=True)
         self._ledger = Ledger(plan.run_dir, plan.endpoint, plan.owner_pid)
+        self._useless = 0  # spawners in a row that ended at once
         self._spawner = self._start_spawner()
 
     @property
@@ -111,6 +125,7 @@ class Incarnations:
         try:
             self._spawner.spawn(nonce, command, worker_environment(os.environ, env), stderr)
         except OSError as exc:  # too much environment for one packet, for example
+            self._ledger.cleared(nonce)
             self._on_exited(nonce, f"could not be started: {exc}")
             self._on_cleared(nonce)
 
@@ -118,6 +133,7 @@ class Incarnations:
         """Let a standby's process be a worker's from now on; return its nonce."""
         incarnation = self._by_worker.pop(standby)
         incarnation.worker = worker
+        incarnation.stderr.rename(worker)
         self._by_worker[worker] = incarnation
         return incarnation.nonce
 
@@ -153,13 +169,17 @@ class Incarnations:
     # The spawner's words.
 
     def _start_spawner(self) -> SpawnerLink:
-        paths = [self._plan.run_dir, self._plan.socket_path]
-        link = SpawnerLink(paths, [self._lock_fd], self._ledger)
+        self._useful_at = time.monotonic() + USEFUL_AFTER
+        link = SpawnerLink(self._paths, [self._lock_fd], self._ledger)
         self._descriptors.watch(link.fileno(), self._on_spawner)
         return link
 
     def _on_spawner(self) -> None:
-        match self._spawner.receive():
+        event = self._spawner.receive()
+        if event is not None:
+            self._useless = 0
+            self._useful_at = 0.0
+        match event:
             case protocol.Spawned(nonce, pid, _):
                 incarnation = self._by_nonce[nonce]
                 incarnation.pid = pid
@@ -170,6 +190,8 @@ class Incarnations:
                 if unkillable:
                     incarnation = self._by_nonce[nonce]
                     self._listener.on_unkillable(incarnation.worker, incarnation.pid, unkillable)
+                else:
+                    self._ledger.cleared(nonce)
                 self._on_cleared(nonce)
             case None:
                 self._on_spawner_death()
@@ -195,7 +217,8 @@ class Incarnations:
         pid = self._spawner.pid
         logger.error("the spawner died pid=%d", pid)
         self._descriptors.unwatch(self._spawner.fileno())
-        self._spawner.bury()
+        is_clean = self._spawner.bury()
+        self._judge(is_clean=is_clean)
         lost = list(self._by_nonce.values())
         for incarnation in lost:
             if not incarnation.exited:
@@ -203,7 +226,26 @@ class Incarnations:
         self._spawner = self._start_spawner()
         self._listener.on_spawner_lost(pid)
         for incarnation in lost:
+            if is_clean:
+                self._ledger.cleared(incarnation.nonce)
             self._on_cleared(incarnation.nonce)
+
+    def _judge(self, *, is_clean: bool) -> None:
+        """Give up when the next spawner would not live either, and leave nothing of the run.
+
+        Raises:
+            SpawnerFailed: Too many in a row ended at once.
+        """
+        self._useless = self._useless + 1 if time.monotonic() < self._useful_at else 0
+        if self._useless < MAX_USELESS:
+            return
+        remove(map(Path, self._paths))
+        if is_clean:
+            remove([self._ledger.path])
+        raise SpawnerFailed(
+            f"{MAX_USELESS} spawners in a row ended at once, so no worker can be started; "
+            "what they said is above, and `vllmport doctor` may know more"
+        )
 
     def _on_stderr(self, stderr: WorkerStderr) -> None:
         if not stderr.read():

@@ -1,6 +1,6 @@
 """The supervisor's end of the spawner: starts it, asks it, and survives its death.
 
-Owns the socket pair.
+Owns the socket pair and the workers' stderr pipes.
 """
 
 import logging
@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from vllmport.pool.ledger import Ledger
 from vllmport.pool.leftovers import leftovers, remove, with_scratch
@@ -21,6 +21,10 @@ logger = logging.getLogger("vllmport.supervisor")
 
 STOP_TIMEOUT = 15.0
 KILL_TIMEOUT = 5.0
+
+
+class SpawnerFailed(Exception):
+    """Raised when no spawner lives long enough to be of use."""
 
 
 class SpawnerLink:
@@ -46,7 +50,7 @@ class SpawnerLink:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        ledger.spawner(self._process.pid)
+        _note(lambda: ledger.spawner(self._process.pid))
 
     def fileno(self) -> int:
         return self._control.fileno()
@@ -62,17 +66,17 @@ class SpawnerLink:
         """Ask for a worker, known by its nonce; Spawned or Exited follows.
 
         Raises:
-            OSError: The request cannot be sent.
+            OSError: The request cannot be written down or sent.
         """
-        mark, scratch = self._ledger.intend(nonce, env)
-        marked = {
-            **with_scratch(env, scratch),
-            "VLLMPORT_NONCE": nonce,
-            WORKER_TAG: str(mark),
-            "SPT_NOENV": "1",
-        }
-        request = protocol.SpawnRequest(nonce, mark, str(scratch), argv, marked)
         try:
+            mark, scratch = self._ledger.intend(nonce, env)
+            marked = {
+                **with_scratch(env, scratch),
+                "VLLMPORT_NONCE": nonce,
+                WORKER_TAG: str(mark),
+                "SPT_NOENV": "1",
+            }
+            request = protocol.SpawnRequest(nonce, mark, str(scratch), argv, marked)
             self._send(request, (stderr.write_end,))
         finally:
             stderr.handed_over()
@@ -89,17 +93,26 @@ class SpawnerLink:
             return None
         assert packet is None or isinstance(packet, protocol.Event), "a spawner sends events only"
         if isinstance(packet, protocol.Spawned):
-            self._ledger.spawned(packet.worker, packet.pid)
+            worker, pid = packet.worker, packet.pid
+            _note(lambda: self._ledger.spawned(worker, pid))
         return packet
 
-    def bury(self) -> None:
-        """After its death: kill what it left, which fell to this process, and collect it."""
+    def bury(self, patience: float = KILL_TIMEOUT) -> bool:
+        """After its death: kill what it left, which fell to this process, and collect it.
+
+        Args:
+            patience: Seconds that what was killed may take to go.
+
+        Returns:
+            Whether nothing is left.
+        """
         self._control.close()
         self._process.wait()
-        left = kill_run(self._ledger.run, KILL_TIMEOUT)
+        left = kill_run(self._ledger.run, patience)
         if left:
             logger.error("cannot be killed: %s", ", ".join(map(describe, left)))
-        remove(leftovers(self._is_ours, self._ledger.scratches.values()))
+        remove(leftovers(self._is_ours, self._ledger.scratches))
+        return not left
 
     def stop(self) -> None:
         """Let it clean up everything and leave."""
@@ -109,7 +122,8 @@ class SpawnerLink:
         except subprocess.TimeoutExpired:
             logger.error("the spawner cannot finish pid=%d", self.pid)
             self._process.kill()
-        self.bury()
+        waited = self._process.poll() == protocol.SOMETHING_LEFT
+        self.bury(0.0 if waited else KILL_TIMEOUT)
 
     def _is_ours(self, mark: int) -> bool:
         return run_of(mark) == self._ledger.run
@@ -121,6 +135,14 @@ class SpawnerLink:
             protocol.send(self._control, request, fds)
         except ConnectionError:
             logger.warning("the spawner is gone; the request is repeated by the next one")
+
+
+def _note(write: Callable[[], None]) -> None:
+    """Write down what is good to know, and no loss where there is no room for it."""
+    try:
+        write()
+    except OSError as exc:
+        logger.warning("not in the ledger: %s", exc)
 
 
 def worker_environment(base: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:

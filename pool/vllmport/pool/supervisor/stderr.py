@@ -2,9 +2,11 @@
 
 import contextlib
 import hashlib
+import itertools
 import logging
 import os
 import re
+import shutil
 from collections import deque
 from io import FileIO
 from typing import Final
@@ -21,6 +23,7 @@ class WorkerStderr:
     """Reads one worker's stderr pipe and writes it to a file that rotates."""
 
     def __init__(self, folder: str, worker: str) -> None:
+        self._folder = folder
         self.path = _log_path(folder, worker)
         self._pipe, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(self._write_end, True)
@@ -67,6 +70,17 @@ class WorkerStderr:
             if not self.read() or before == (len(self._tail), self._rest):
                 return
 
+    def rename(self, worker: str) -> None:
+        """Go on in this worker's file; what was written so far moves to its end."""
+        before, self.path = self.path, _log_path(self._folder, worker)
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._file = _open(self.path)
+        with contextlib.suppress(OSError):
+            with open(before, "rb") as so_far:
+                shutil.copyfileobj(so_far, self._file)
+            os.unlink(before)
+
     def close(self) -> None:
         """Close the pipe and the file."""
         os.close(self._pipe)
@@ -79,11 +93,13 @@ class WorkerStderr:
             self._file.write(data)
 
     def _rotate(self) -> None:
-        self._file.close()
-        for index in range(KEEP_FILES - 1, 0, -1):
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(f"{self.path}.{index}", f"{self.path}.{index + 1}")
-        os.replace(self.path, f"{self.path}.1")
+        """Begin a new file, whatever became of the older ones: somebody may have removed them."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        names = [self.path, *(f"{self.path}.{index}" for index in range(1, KEEP_FILES + 1))]
+        for newer, older in reversed(list(itertools.pairwise(names))):
+            with contextlib.suppress(OSError):
+                os.replace(newer, older)
         self._file = _open(self.path)
 
 

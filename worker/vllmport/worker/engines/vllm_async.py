@@ -159,16 +159,6 @@ class AsyncVllm(VllmDriver):
         return False
 
     async def _warm_up(self) -> None:
-        """Run a request; an engine that died before it came tells nobody who waits for it."""
-        request = self._loop.create_task(self._run_once())
-        while not request.done():
-            await asyncio.wait([request], timeout=BEAT)
-            if self._engine.errored and not request.done():
-                request.cancel()
-                raise EngineDeadError
-        request.result()
-
-    async def _run_once(self) -> None:
         prompt, params = warm_up_request(self._engine, self.info)
         run = self._engine.encode if isinstance(params, PoolingParams) else self._engine.generate
         async for _ in run(prompt, params, "warm-up"):

@@ -102,7 +102,7 @@ def as_load_error(error: BaseException, cause: Cause | None = None) -> VllmportE
     if isinstance(error, VllmportError):
         return error
     cause = cause or Cause.of(error)
-    if cause.module in _WAITING_FOR_OTHERS or isinstance(error, EngineDeadError):
+    if cause.module in _WAITING_FOR_OTHERS:
         text = f"an engine process ended while it loaded, and said nothing ({cause.text})"
         details = {"class": cause.name}
         return StartupFailed(
