@@ -90,6 +90,30 @@ def test_an_adapter_is_known_by_name_and_changes_only_its_own_prompts(full: LLM)
     assert text_of(full.generate(FRANCE, GREEDY)) == " Paris."
 
 
+@pytest.mark.parametrize("mode", ["off", "on"])
+@pytest.mark.parametrize("slots", [1, 2])
+def test_prompts_without_an_adapter_are_the_models_own_when_all_slots_are_taken(
+    pool: Pool, mode: str, slots: int
+) -> None:
+    """VLLM 0.32 on the CPU takes "none" for the last slot."""
+    names = [f"swapped-{number}" for number in range(slots)]
+    with pool.llm(
+        "tiny",
+        name=f"slots-{slots}-{mode}",
+        v1_multiprocessing=mode,
+        env=UNBOUND,
+        enable_lora=True,
+        max_lora_rank=8,
+        max_loras=slots,
+    ) as llm:
+        for name in names:
+            llm.add_lora(name, ADAPTER)
+        asked = [*names, None, *names, None]
+        found = llm.generate([FRANCE] * len(asked), GREEDY, lora_request=asked)
+        texts = [output.outputs[0].text for output in found]
+        assert texts == [" Tokyo." if name else " Paris." for name in asked]
+
+
 def test_vllms_own_request_for_an_adapter_works(full: LLM) -> None:
     request = LoRARequest("mine", 7, ADAPTER)
     assert text_of(full.generate(FRANCE, GREEDY, lora_request=request)) == " Tokyo."
