@@ -183,9 +183,9 @@ def test_each_kind_of_constraint_holds_in_both_spellings(full: LLM, kind: str) -
     text = text_of(full.generate(FRANCE, new))
     assert re.fullmatch(pattern, text, re.DOTALL), text
     old: dict[str, Any] = {"temperature": 1, "seed": 3, "max_tokens": 24}
-    with pytest.warns(DeprecationWarning, match="structured_outputs"):
+    with pytest.warns(FutureWarning, match="structured_outputs"):
         assert text_of(full.generate(FRANCE, {**old, f"guided_{kind}": value})) == text
-    with pytest.warns(DeprecationWarning, match="structured_outputs"):
+    with pytest.warns(FutureWarning, match="structured_outputs"):
         again = full.generate(FRANCE, old, guided_decoding_params={kind: value})
     assert text_of(again) == text
 
@@ -193,7 +193,7 @@ def test_each_kind_of_constraint_holds_in_both_spellings(full: LLM, kind: str) -
 @pytest.mark.parametrize("backend", ["guidance", "outlines"])
 def test_the_other_backends_constrain_as_well(pool: Pool, backend: str) -> None:
     old: dict[str, Any] = {"guided_decoding_backend": backend}
-    with pytest.warns(UserWarning, match="structured_outputs_config"):
+    with pytest.warns(FutureWarning, match="structured_outputs_config"):
         llm = pool.llm("tiny", name=backend, env=UNBOUND, **old)
     with llm:
         assert llm.engine_config()["structured_outputs_backend"] == backend
@@ -315,7 +315,7 @@ async def test_pooling_verbs_and_their_refusals(pool: Pool) -> None:
         assert list(many[0].outputs.embedding) == list(many[2].outputs.embedding)
         (raw,) = llm.embed("a", pooling_params={"use_activation": False})
         assert sum(x * x for x in raw.outputs.embedding) > 1.5
-        with pytest.warns(DeprecationWarning, match="use_activation"):
+        with pytest.warns(FutureWarning, match="use_activation"):
             (old,) = llm.embed("a", pooling_params={"normalize": False})
         assert list(old.outputs.embedding) == list(raw.outputs.embedding)
         assert llm.encode("a", pooling_task="embed")[0].outputs.data.shape == (128,)

@@ -3,7 +3,6 @@
 import contextlib
 import queue
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
@@ -37,6 +36,7 @@ from vllmport.pool.client.requests import (
 )
 from vllmport.pool.client.results import RequestOutput, result_from
 from vllmport.pool.client.stream import Stream
+from vllmport.pool.client.telling import tell
 from vllmport.pool.client.verbs import EngineVerbs
 
 if TYPE_CHECKING:
@@ -357,7 +357,7 @@ class LLM(EngineVerbs, VllmMethods):
 def warn_of(model: Mapping[str, Any]) -> None:
     """Pass on what the pool changed in the arguments of a model, as Python's own warnings."""
     for note in model.get("notes", ()):
-        warnings.warn(f"model {model['name']!r}: {note}", stacklevel=2)
+        tell(f"model {model['name']!r}: {note}")
 
 
 def _template_text(template: Any) -> str | None:
