@@ -98,7 +98,8 @@ def modern_engine_args(args: Mapping[str, Any]) -> Modern:
     for name, value in modern.items():
         if name in REFUSED_ENGINE:
             raise gone("engine argument", name, value, REFUSED_ENGINE[name])
-        if name in ("quantization", "load_format") and value in REFUSED_QUANTIZATION:
+        named = name in ("quantization", "load_format") and isinstance(value, str)
+        if named and value in REFUSED_QUANTIZATION:
             raise gone(name, value, value, REFUSED_QUANTIZATION[value], parameter=name)
     return modern, notes
 
@@ -169,7 +170,7 @@ def _nothing(_value: Any) -> dict[str, Any]:
 
 
 def _runner(task: Any) -> dict[str, Any]:
-    if task not in _TASKS:
+    if not isinstance(task, str) or task not in _TASKS:
         raise gone("engine argument", "task", task, "see runner and convert")
     return dict(_TASKS[task])
 
