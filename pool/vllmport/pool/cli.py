@@ -110,7 +110,12 @@ def serve(
         settings = load_config(settings, {"models": {"tiny": {"model": "tiny"}}})
     settings.endpoint = settings.endpoint or default_endpoint()
     settings.log_dir = settings.log_dir or _state_dir() / "logs"
-    plan = settings.to_plan(new_run_dir())
+    run_dir = new_run_dir()
+    try:
+        plan = settings.to_plan(run_dir)
+    except VllmportError:
+        run_dir.rmdir()  # nothing is in it before there is a plan
+        raise
     fd = os.memfd_create("plan", 0)  # inherited; a plan may hold secrets, so no file
     os.write(fd, plan.to_json().encode())
     os.lseek(fd, 0, os.SEEK_SET)

@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from vllmport.bridge.errors import InvalidRequest, shown
 from vllmport.bridge.removed import Modern, modern_engine_args
 from vllmport.pool.engine_args import VLLM_VERSION, EngineArgs
+from vllmport.pool.layers import HIDDEN, is_secret
 
 
 def check_engine_args(given: Mapping[str, Any]) -> Modern:
@@ -27,12 +28,18 @@ def check_engine_args(given: Mapping[str, Any]) -> Modern:
             close = difflib.get_close_matches(name, kinds, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             text = f"vLLM {VLLM_VERSION} has no engine argument {name!r}{hint}"
-            raise InvalidRequest.of(name, shown(value), text)
+            raise InvalidRequest.of(name, _shown_of(name, value), text)
         if not _fits(value, kinds[name]):
-            text = f"{name} is {_described(kinds[name])}, not {shown(value)}"
-            raise InvalidRequest.of(name, shown(value), text)
+            seen = _shown_of(name, value)
+            text = f"{name} is {_described(kinds[name])}, not {seen}"
+            raise InvalidRequest.of(name, seen, text)
     _check_executor(args.get("distributed_executor_backend"))
     return args, notes
+
+
+def _shown_of(name: str, value: Any) -> str:
+    """Show a value in an error, unless it may be secret."""
+    return HIDDEN if is_secret(name) else shown(value)
 
 
 @cache
