@@ -212,3 +212,22 @@ def test_what_is_looked_up_by_name_has_to_be_text(name: str, value: Any) -> None
     with pytest.raises(InvalidRequest) as caught:
         preset(value)
     assert caught.value.parameter == "preset"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("replica", "replicas"), ("v1_multiprocesing", "v1_multiprocessing"), ("preest", "preset")],
+)
+def test_a_misspelt_option_of_ours_is_recognized(name: str, meant: str) -> None:
+    assert f"did you mean {meant!r}?" in str(refused({name: 1}))
+
+
+@pytest.mark.parametrize("name", ["task", "swap_space", "guided_decoding_backend"])
+def test_what_says_nothing_needs_no_note(name: str) -> None:
+    assert check_engine_args({name: None}) == ({}, [])
+
+
+def test_a_task_that_is_the_default_is_noted_in_words() -> None:
+    args, (note,) = check_engine_args({"task": "auto"})
+    assert args == {}
+    assert note == "vLLM has removed task: it is what vLLM does anyway"

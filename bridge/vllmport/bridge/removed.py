@@ -90,11 +90,14 @@ def modern_engine_args(args: Mapping[str, Any]) -> Modern:
     for name, translate in _ENGINE.items():
         if name in modern:
             value = modern.pop(name)
-            instead = {} if value is None else translate(value)
+            if value is None:  # it says nothing
+                continue
+            instead = translate(value)
             _refuse_conflicts(name, instead, modern)
             modern.update(instead)
             what = " and ".join(f"{key}={new!r}" for key, new in instead.items())
-            notes.append(f"vLLM has removed {name}: {_NOTES.get(name) or f'using {what}'}")
+            done = _NOTES.get(name) or (f"using {what}" if what else "it is what vLLM does anyway")
+            notes.append(f"vLLM has removed {name}: {done}")
     for name, value in modern.items():
         if name in REFUSED_ENGINE:
             raise gone("engine argument", name, value, REFUSED_ENGINE[name])

@@ -7,12 +7,15 @@ import difflib
 from collections.abc import Mapping
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 from vllmport.bridge.errors import InvalidRequest, shown
 from vllmport.bridge.removed import Modern, modern_engine_args
 from vllmport.pool.engine_args import VLLM_VERSION, EngineArgs
 from vllmport.pool.layers import HIDDEN, is_secret
+
+OWN_OPTIONS: Final = ("name", "v1_multiprocessing", "env", "replicas", "loras", "preset", "wait")
+"""What a model takes besides engine arguments: a misspelt one of them arrives here."""
 
 
 def check_engine_args(given: Mapping[str, Any]) -> Modern:
@@ -25,7 +28,7 @@ def check_engine_args(given: Mapping[str, Any]) -> Modern:
     kinds = _kinds()
     for name, value in args.items():
         if name not in kinds:
-            close = difflib.get_close_matches(name, kinds, n=1)
+            close = difflib.get_close_matches(name, [*kinds, *OWN_OPTIONS], n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             text = f"vLLM {VLLM_VERSION} has no engine argument {name!r}{hint}"
             raise InvalidRequest.of(name, _shown_of(name, value), text)
