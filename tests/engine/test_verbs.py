@@ -19,6 +19,7 @@ from vllmport.pool import (
     Pool,
     SamplingParams,
     StructuredOutputsParams,
+    VllmportError,
 )
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(240)]
@@ -83,7 +84,11 @@ def test_an_adapter_is_known_by_name_and_changes_only_its_own_prompts(full: LLM)
     assert swapped.outputs[0].text != base.outputs[0].text
     streamed = "".join(d.text for d in full.stream(FRANCE, GREEDY, lora_request="swapped"))
     assert streamed == " Tokyo."
+    with pytest.raises(VllmportError):
+        full.add_lora("swapped", str(TINY))  # no adapter: the name keeps the one it has
+    assert full.list_loras()["swapped"]["lora_path"] == ADAPTER
     assert full.pin_lora("swapped")
+    assert text_of(full.generate(FRANCE, GREEDY, lora_request="swapped")) == " Tokyo."
     assert full.remove_lora("swapped")
     assert "swapped" not in full.list_loras()
     assert refusal(lambda: full.remove_lora("swapped")).parameter == "lora_request"
