@@ -104,3 +104,10 @@ def test_options_get_a_timeout_among_them() -> None:
             with_timeout(timeout=wrong)  # type: ignore[arg-type]
     with pytest.raises(InvalidRequest, match="needs"):
         with_timeout(params)
+
+
+@pytest.mark.parametrize("profile", [["x"], {"a": 1}, 3], ids=repr)
+def test_a_profile_is_named_by_text(profile: Any) -> None:
+    with pytest.raises(InvalidRequest, match="unknown timeout profile") as caught:
+        resolve_timeout(profile=profile)
+    assert caught.value.parameter == "timeout_profile"

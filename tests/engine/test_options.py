@@ -49,7 +49,7 @@ def log_of(pool: Pool, llm: LLM) -> str:
 def small(pool: Pool) -> Iterator[LLM]:
     """The guide's basic, memory, latency and removed options at one time."""
     old: dict[str, Any] = {"swap_space": 4, "lora_extra_vocab_size": 256}
-    with pytest.warns(UserWarning, match="vLLM has removed") as told:
+    with pytest.warns(FutureWarning, match="vLLM has removed") as told:
         llm = pool.llm(
             "tiny",
             name="small",

@@ -19,6 +19,7 @@ from vllmport.pool import (
     Pool,
     SamplingParams,
     StructuredOutputsParams,
+    VllmportError,
 )
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(240)]
@@ -83,11 +84,39 @@ def test_an_adapter_is_known_by_name_and_changes_only_its_own_prompts(full: LLM)
     assert swapped.outputs[0].text != base.outputs[0].text
     streamed = "".join(d.text for d in full.stream(FRANCE, GREEDY, lora_request="swapped"))
     assert streamed == " Tokyo."
+    with pytest.raises(VllmportError):
+        full.add_lora("swapped", str(TINY))  # no adapter: the name keeps the one it has
+    assert full.list_loras()["swapped"]["lora_path"] == ADAPTER
     assert full.pin_lora("swapped")
+    assert text_of(full.generate(FRANCE, GREEDY, lora_request="swapped")) == " Tokyo."
     assert full.remove_lora("swapped")
     assert "swapped" not in full.list_loras()
     assert refusal(lambda: full.remove_lora("swapped")).parameter == "lora_request"
     assert text_of(full.generate(FRANCE, GREEDY)) == " Paris."
+
+
+@pytest.mark.parametrize("mode", ["off", "on"])
+@pytest.mark.parametrize("slots", [1, 2])
+def test_prompts_without_an_adapter_are_the_models_own_when_all_slots_are_taken(
+    pool: Pool, mode: str, slots: int
+) -> None:
+    """VLLM 0.32 on the CPU takes "none" for the last slot."""
+    names = [f"swapped-{number}" for number in range(slots)]
+    with pool.llm(
+        "tiny",
+        name=f"slots-{slots}-{mode}",
+        v1_multiprocessing=mode,
+        env=UNBOUND,
+        enable_lora=True,
+        max_lora_rank=8,
+        max_loras=slots,
+    ) as llm:
+        for name in names:
+            llm.add_lora(name, ADAPTER)
+        asked = [*names, None, *names, None]
+        found = llm.generate([FRANCE] * len(asked), GREEDY, lora_request=asked)
+        texts = [output.outputs[0].text for output in found]
+        assert texts == [" Tokyo." if name else " Paris." for name in asked]
 
 
 def test_vllms_own_request_for_an_adapter_works(full: LLM) -> None:
@@ -159,9 +188,9 @@ def test_each_kind_of_constraint_holds_in_both_spellings(full: LLM, kind: str) -
     text = text_of(full.generate(FRANCE, new))
     assert re.fullmatch(pattern, text, re.DOTALL), text
     old: dict[str, Any] = {"temperature": 1, "seed": 3, "max_tokens": 24}
-    with pytest.warns(DeprecationWarning, match="structured_outputs"):
+    with pytest.warns(FutureWarning, match="structured_outputs"):
         assert text_of(full.generate(FRANCE, {**old, f"guided_{kind}": value})) == text
-    with pytest.warns(DeprecationWarning, match="structured_outputs"):
+    with pytest.warns(FutureWarning, match="structured_outputs"):
         again = full.generate(FRANCE, old, guided_decoding_params={kind: value})
     assert text_of(again) == text
 
@@ -169,7 +198,7 @@ def test_each_kind_of_constraint_holds_in_both_spellings(full: LLM, kind: str) -
 @pytest.mark.parametrize("backend", ["guidance", "outlines"])
 def test_the_other_backends_constrain_as_well(pool: Pool, backend: str) -> None:
     old: dict[str, Any] = {"guided_decoding_backend": backend}
-    with pytest.warns(UserWarning, match="structured_outputs_config"):
+    with pytest.warns(FutureWarning, match="structured_outputs_config"):
         llm = pool.llm("tiny", name=backend, env=UNBOUND, **old)
     with llm:
         assert llm.engine_config()["structured_outputs_backend"] == backend
@@ -291,7 +320,7 @@ async def test_pooling_verbs_and_their_refusals(pool: Pool) -> None:
         assert list(many[0].outputs.embedding) == list(many[2].outputs.embedding)
         (raw,) = llm.embed("a", pooling_params={"use_activation": False})
         assert sum(x * x for x in raw.outputs.embedding) > 1.5
-        with pytest.warns(DeprecationWarning, match="use_activation"):
+        with pytest.warns(FutureWarning, match="use_activation"):
             (old,) = llm.embed("a", pooling_params={"normalize": False})
         assert list(old.outputs.embedding) == list(raw.outputs.embedding)
         assert llm.encode("a", pooling_task="embed")[0].outputs.data.shape == (128,)

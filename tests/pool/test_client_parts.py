@@ -19,10 +19,10 @@ from vllmport.pool.client.params import (
 from vllmport.pool.client.requests import (
     Prompt,
     call_for,
+    calls_for,
     chat_requests,
     generate_requests,
     load_arguments,
-    numbered,
     params_list,
     prompt_list,
 )
@@ -256,9 +256,26 @@ def test_priority_is_a_whole_number(priority: Any) -> None:
 
 
 def test_prompts_of_a_batch_have_ids_of_their_own() -> None:
-    call = call_for("m", "v", None, "mine")
-    assert numbered(call, 0, 1).request_id == "mine"
-    assert [numbered(call, index, 2).request_id for index in (0, 1)] == ["mine-0", "mine-1"]
+    (alone,) = calls_for("m", "v", 1, None, "mine", None)
+    assert alone.request_id == "mine"
+    both = calls_for("m", "v", 2, None, "mine", None)
+    assert [call.request_id for call in both] == ["mine-0", "mine-1"]
+    first, second = (c.request_id or "" for c in calls_for("m", "v", 2, None, None, None))
+    assert first.removesuffix("-0") == second.removesuffix("-1")
+
+
+def test_prompts_have_one_priority_or_each_its_own() -> None:
+    def priorities(count: int, given: Any) -> list[int]:
+        return [call.priority for call in calls_for("m", "v", count, given, None, None)]
+
+    assert priorities(2, None) == [0, 0]
+    assert priorities(2, 3) == [3, 3]
+    assert priorities(3, [1, -2, 5]) == priorities(3, (1, -2, 5)) == [1, -2, 5]
+    with pytest.raises(InvalidRequest, match="2 priorities for 3 prompts") as caught:
+        priorities(3, [1, 2])
+    assert caught.value.parameter == "priority"
+    with pytest.raises(InvalidRequest, match="whole number"):
+        priorities(2, [1, 0.5])
 
 
 def test_load_arguments_are_plain() -> None:

@@ -9,7 +9,15 @@ import pytest
 
 from vllmport.bridge.errors import InvalidRequest
 from vllmport.bridge.timeouts import Timeouts
-from vllmport.pool.config import PoolConfig, load_config, tiny_model_path
+from vllmport.pool.config import (
+    ModelConfig,
+    PoolConfig,
+    TimeoutConfig,
+    load_config,
+    tiny_model_path,
+)
+from vllmport.pool.engine_args import EngineArgs
+from vllmport.pool.layers import is_secret
 from vllmport.pool.plan import ModelSpec, Plan, Policy
 
 TOML = """
@@ -204,13 +212,46 @@ def test_own_log_folder_is_made(run_dir: Path) -> None:
     assert Path(plan.log_dir).is_dir()
 
 
+# Secrets.
+
+TOKEN = "hf_SECRET"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"hf_tokn": TOKEN},
+        {"models": {"a": {"env": {"HF_TOKEN": TOKEN}}}},
+        {"models": {"a": {"model": "m", "env": {"HF_TOKEN": [TOKEN]}}}},
+        {"models": {"a": {"model": "m", "env": [TOKEN]}}},
+        {"models": [{"hf_token": TOKEN}]},
+        {"environments": {"prod": TOKEN}},
+        {"enviroments": {"prod": {"hf_token": TOKEN}}},
+        {"models": {"a": {"model": "m", "hf_tokn": TOKEN}}},
+        {"models": {"a": {"model": "m", "hf_token": [TOKEN]}}},
+        {"models": {"a": {"model": "m", "replicas": 2000, "hf_token": TOKEN}}},
+    ],
+    ids=repr,
+)
+def test_a_refusal_tells_no_secret(settings: dict[str, Any], run_dir: Path) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        load_config(settings, {}).to_plan(run_dir)
+    assert TOKEN not in str(caught.value) + repr(caught.value) + repr(caught.value.details)
+
+
+def test_no_setting_is_taken_for_a_secret_by_mistake() -> None:
+    settings = {*PoolConfig.model_fields, *TimeoutConfig.model_fields, *ModelConfig.model_fields}
+    settings |= {*Policy.__dataclass_fields__, *EngineArgs.__annotations__}
+    assert {name for name in settings if is_secret(name)} == {"hf_token"}
+
+
 # Environments, layers, time-outs.
 
 
 def test_an_environment_lies_on_top_of_the_file_and_below_the_caller(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    source = {
+    source: dict[str, Any] = {
         "verbose": True,
         "policy": {"max_queue": 1, "drain_timeout": 2.0},
         "environments": {"prod": {"verbose": False, "policy": {"max_queue": 3}}, "lab": {}},
@@ -223,6 +264,19 @@ def test_an_environment_lies_on_top_of_the_file_and_below_the_caller(
     assert load_config({**source, "environment": "dev"}, {"environment": "test"}).verbose
     with pytest.raises(InvalidRequest, match="dev, lab, prod, test"):
         load_config(source, {"environment": "production"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "parameter"),
+    [
+        ({"environments": "prod"}, "environments"),
+        ({"environments": {"prod": 3}}, "environments.prod"),
+        ({"environment": ["prod"]}, "environment"),
+        ({"environment": 3}, "environment"),
+    ],
+)
+def test_environments_of_a_wrong_kind_are_refused(settings: dict[str, Any], parameter: str) -> None:
+    assert refused(settings).parameter == parameter
 
 
 def test_log_level_and_verbosity_reach_the_plan(run_dir: Path) -> None:

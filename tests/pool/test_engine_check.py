@@ -14,7 +14,7 @@ from vllmport.bridge.removed import (
 )
 from vllmport.pool.engine_args import EngineArgs
 from vllmport.pool.engine_check import check_engine_args
-from vllmport.pool.presets import PRESETS
+from vllmport.pool.presets import PRESETS, preset
 from vllmport.pool.supervisor.specification import spec_from
 
 
@@ -201,3 +201,33 @@ def test_old_pooling_parameters() -> None:
         modern_pooling_params({"additional_data": {}})
     with pytest.raises(InvalidRequest, match="softmax means"):
         modern_pooling_params({"softmax": True, "use_activation": False})
+
+
+@pytest.mark.parametrize("name", ["quantization", "load_format", "task"])
+@pytest.mark.parametrize("value", [["x"], {"a": 1}, 3], ids=repr)
+def test_what_is_looked_up_by_name_has_to_be_text(name: str, value: Any) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        check_engine_args({name: value})
+    assert caught.value.parameter == name
+    with pytest.raises(InvalidRequest) as caught:
+        preset(value)
+    assert caught.value.parameter == "preset"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("replica", "replicas"), ("v1_multiprocesing", "v1_multiprocessing"), ("preest", "preset")],
+)
+def test_a_misspelt_option_of_ours_is_recognized(name: str, meant: str) -> None:
+    assert f"did you mean {meant!r}?" in str(refused({name: 1}))
+
+
+@pytest.mark.parametrize("name", ["task", "swap_space", "guided_decoding_backend"])
+def test_what_says_nothing_needs_no_note(name: str) -> None:
+    assert check_engine_args({name: None}) == ({}, [])
+
+
+def test_a_task_that_is_the_default_is_noted_in_words() -> None:
+    args, (note,) = check_engine_args({"task": "auto"})
+    assert args == {}
+    assert note == "vLLM has removed task: it is what vLLM does anyway"

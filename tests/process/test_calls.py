@@ -289,6 +289,28 @@ def test_lower_priority_number_runs_first(narrow: LLM) -> None:
     assert finished == ["sooner", "later"]
 
 
+def test_each_prompt_of_a_list_may_have_a_priority_of_its_own(narrow: LLM) -> None:
+    """The first never ends: the second comes to its end only because it ran before."""
+    status, results = narrow._pool.status, []
+
+    def ask() -> None:
+        with pytest.raises(DeadlineExceeded) as caught:
+            narrow.generate(["later", "sooner"], [endless(), None], priority=[5, -5], timeout=3)
+        results.extend(caught.value.details["results"])
+
+    with narrow.stream("a", endless()) as running, narrow.stream("b", endless()):
+        next(running)
+        thread = threading.Thread(target=ask)
+        thread.start()
+        eventually(lambda: status()["models"][0]["queued"] == 2)
+    thread.join(PATIENCE)
+    later, sooner = results
+    assert later is None
+    assert sooner.outputs[0].text == "sooner"
+    with pytest.raises(InvalidRequest, match="1 priorities for 2 prompts"):
+        narrow.generate(["a", "b"], priority=[1])
+
+
 def test_full_queue_says_when_to_come_back(narrow: LLM) -> None:
     pool = narrow._pool
     streams = [narrow.stream(letter, endless()) for letter in "abcd"]
@@ -480,6 +502,22 @@ def test_arguments_that_cannot_work_are_named(echo: LLM) -> None:
     refused("prompts", "not float", prompts=[1.5])
     refused("prompt", "0 tokens", prompts="")
     refused("prompt", "1 to 65536", prompts="x" * 65537)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda llm, **more: llm.embed("a", **more),
+        lambda llm, **more: llm.beam_search(["a"], {"beam_width": 2}, **more),
+        lambda llm, **more: llm.list_loras(**more),
+    ],
+)
+def test_a_misspelt_limit_is_refused_with_what_it_may_have_been(echo: LLM, ask: Any) -> None:
+    with pytest.raises(InvalidRequest, match="did you mean 'timeout'") as caught:
+        ask(echo, tiemout=5)
+    assert caught.value.parameter == "tiemout"
+    with pytest.raises(InvalidRequest, match="no argument 'convert'"):
+        ask(echo, convert=5)
 
 
 def test_unknown_verb_is_refused_with_those_there_are(echo: LLM) -> None:

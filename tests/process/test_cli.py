@@ -252,6 +252,24 @@ def test_a_file_that_has_changed_since_is_told_of(endpoint: str, tmp_path: Path)
         assert "has changed since: restart needed" in said
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        'model = "m"\nhf_token = "hf_SECRET"\nhf_tokn = "hf_SECRET"\nenv = {A = "hf_SECRET"}',
+        'model = "m"\n[models.a.enviroment]\nHF_TOKEN = "hf_SECRET"',
+        'env = {HF_TOKEN = "hf_SECRET"}',
+    ],
+)
+def test_the_command_tells_no_secret(tmp_path: Path, model: str) -> None:
+    path = tmp_path / "pool.toml"
+    path.write_text(f"[models.a]\n{model}\n")
+    for command in ("config", "show"), ("serve",):
+        endpoint = () if command[0] == "config" else ("--endpoint", f"ipc://{tmp_path}/s")
+        done = vllmport(*command, str(path), *endpoint)
+        assert done.stdout + done.stderr
+        assert "hf_SECRET" not in done.stdout + done.stderr
+
+
 def test_options_and_environments_of_the_command(endpoint: str, tmp_path: Path) -> None:
     path = tmp_path / "pool.toml"
     path.write_text('log_level = "info"\n[environments.prod]\nlog_level = "error"\n')

@@ -90,15 +90,19 @@ def modern_engine_args(args: Mapping[str, Any]) -> Modern:
     for name, translate in _ENGINE.items():
         if name in modern:
             value = modern.pop(name)
-            instead = {} if value is None else translate(value)
+            if value is None:  # it says nothing
+                continue
+            instead = translate(value)
             _refuse_conflicts(name, instead, modern)
             modern.update(instead)
             what = " and ".join(f"{key}={new!r}" for key, new in instead.items())
-            notes.append(f"vLLM has removed {name}: {_NOTES.get(name) or f'using {what}'}")
+            done = _NOTES.get(name) or (f"using {what}" if what else "it is what vLLM does anyway")
+            notes.append(f"vLLM has removed {name}: {done}")
     for name, value in modern.items():
         if name in REFUSED_ENGINE:
             raise gone("engine argument", name, value, REFUSED_ENGINE[name])
-        if name in ("quantization", "load_format") and value in REFUSED_QUANTIZATION:
+        named = name in ("quantization", "load_format") and isinstance(value, str)
+        if named and value in REFUSED_QUANTIZATION:
             raise gone(name, value, value, REFUSED_QUANTIZATION[value], parameter=name)
     return modern, notes
 
@@ -169,7 +173,7 @@ def _nothing(_value: Any) -> dict[str, Any]:
 
 
 def _runner(task: Any) -> dict[str, Any]:
-    if task not in _TASKS:
+    if not isinstance(task, str) or task not in _TASKS:
         raise gone("engine argument", "task", task, "see runner and convert")
     return dict(_TASKS[task])
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from vllmport.bridge.errors import InvalidRequest
+from vllmport.bridge.errors import InvalidRequest, shown
 from vllmport.bridge.limits import MAX_TIMEOUT_MS
 
 PROFILES: Final[Mapping[str, float]] = MappingProxyType(
@@ -84,11 +84,11 @@ def resolve_timeout(
     """
     if timeout is None:
         name = LIBRARY_PROFILE if profile is None else profile
-        if name not in profiles:
+        if not isinstance(name, str) or name not in profiles:
             known = ", ".join(sorted(profiles))
-            raise InvalidRequest.of(
-                "timeout_profile", profile, f"unknown timeout profile {name!r}; known: {known}"
-            )
+            value = name if isinstance(name, str) else shown(name)
+            text = f"unknown timeout profile {shown(name)}; known: {known}"
+            raise InvalidRequest.of("timeout_profile", value, text)
         return profiles[name]
     return _positive("timeout", timeout)
 

@@ -114,7 +114,7 @@ def serve(
     try:
         plan = settings.to_plan(run_dir)
     except BaseException:
-        run_dir.rmdir()
+        run_dir.rmdir()  # nothing is in it before there is a plan
         raise
     fd = os.memfd_create("plan", 0)  # inherited; a plan may hold secrets, so no file
     os.write(fd, plan.to_json().encode())

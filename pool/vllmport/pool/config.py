@@ -24,11 +24,11 @@ from pydantic import (
     model_validator,
 )
 
-from vllmport.bridge.errors import InvalidRequest
+from vllmport.bridge.errors import InvalidRequest, shown
 from vllmport.bridge.timeouts import LIBRARY_PROFILE, PROFILES, Timeouts
 from vllmport.pool.endpoint import private_dir, socket_path
 from vllmport.pool.interpreter import Interpreter, find_interpreter
-from vllmport.pool.layers import Layers
+from vllmport.pool.layers import Layers, is_secret
 from vllmport.pool.plan import ECHO_MODEL, TINY_MODEL, ModelSpec, Plan, Policy
 
 ENVIRONMENTS = ("dev", "test", "prod")
@@ -213,12 +213,15 @@ def layers_of(source: Any, overrides: Mapping[str, Any]) -> Layers:
             name = str(source)
             data = _read_toml(Path(source))
     layers = Layers()
-    environments = data.pop("environments", {})
+    environments = _environments(data.pop("environments", {}))
     layers.put(name, data)
     chosen = overrides.get("environment") or os.environ.get("VLLMPORT_ENV")
     environment = chosen or data.get("environment")
     if environment is not None:
         known_ones = {*environments, *ENVIRONMENTS}
+        if not isinstance(environment, str):
+            text = f"environment is the name of one, not {shown(environment)}"
+            raise InvalidRequest.of("environment", shown(environment), text)
         if environment not in known_ones and not isinstance(source, PoolConfig):
             known = ", ".join(sorted(known_ones))
             text = f"no environment {environment!r}; known: {known}"
@@ -227,6 +230,19 @@ def layers_of(source: Any, overrides: Mapping[str, Any]) -> Layers:
         layers.put(f"environments.{environment}", {**section, "environment": environment})
     layers.put("override", overrides)
     return layers
+
+
+def _environments(given: Any) -> dict[str, Mapping[str, Any]]:
+    """Refuse what are no sections."""
+    if not isinstance(given, Mapping):
+        text = f"environments are sections [environments.NAME], not {type(given).__name__}"
+        raise InvalidRequest.of("environments", None, text)
+    for name, section in given.items():
+        if not isinstance(section, Mapping):
+            where = f"environments.{name}"
+            text = f"{where} is a section of settings, not {type(section).__name__}"
+            raise InvalidRequest.of(where, None, text)
+    return dict(given)
 
 
 def checked(layers: Layers) -> PoolConfig:
@@ -270,8 +286,16 @@ def _as_invalid_request(exc: ValidationError) -> InvalidRequest:
         ]
         close = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
         hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
-        return InvalidRequest.of(where, first["input"], f"unknown setting {where!r}{hint}")
-    return InvalidRequest.of(where, repr(first["input"]), f"setting {where!r}: {first['msg']}")
+        return InvalidRequest.of(where, _harmless(first), f"unknown setting {where!r}{hint}")
+    return InvalidRequest.of(where, _harmless(first), f"setting {where!r}: {first['msg']}")
+
+
+def _harmless(error: Any) -> str | None:
+    """Show the offending value: one that is in no `env`, is no secret, and has nothing inside."""
+    value, where = error["input"], [str(part) for part in error["loc"]]
+    inside = isinstance(value, Mapping | list | tuple)
+    secret = "env" in where or any(map(is_secret, where))
+    return None if inside or secret else repr(value)
 
 
 def _spec(name: str, model: ModelConfig, aliases: Mapping[str, str]) -> ModelSpec:

@@ -7,11 +7,15 @@ import difflib
 from collections.abc import Mapping
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 from vllmport.bridge.errors import InvalidRequest, shown
 from vllmport.bridge.removed import Modern, modern_engine_args
 from vllmport.pool.engine_args import VLLM_VERSION, EngineArgs
+from vllmport.pool.layers import HIDDEN, is_secret
+
+OWN_OPTIONS: Final = ("name", "v1_multiprocessing", "env", "replicas", "loras", "preset", "wait")
+"""What a model takes besides engine arguments: a misspelt one of them arrives here."""
 
 
 def check_engine_args(given: Mapping[str, Any]) -> Modern:
@@ -24,15 +28,21 @@ def check_engine_args(given: Mapping[str, Any]) -> Modern:
     kinds = _kinds()
     for name, value in args.items():
         if name not in kinds:
-            close = difflib.get_close_matches(name, kinds, n=1)
+            close = difflib.get_close_matches(name, [*kinds, *OWN_OPTIONS], n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             text = f"vLLM {VLLM_VERSION} has no engine argument {name!r}{hint}"
-            raise InvalidRequest.of(name, shown(value), text)
+            raise InvalidRequest.of(name, _shown_of(name, value), text)
         if not _fits(value, kinds[name]):
-            text = f"{name} is {_described(kinds[name])}, not {shown(value)}"
-            raise InvalidRequest.of(name, shown(value), text)
+            seen = _shown_of(name, value)
+            text = f"{name} is {_described(kinds[name])}, not {seen}"
+            raise InvalidRequest.of(name, seen, text)
     _check_executor(args.get("distributed_executor_backend"))
     return args, notes
+
+
+def _shown_of(name: str, value: Any) -> str:
+    """Show a value in an error, unless it may be secret."""
+    return HIDDEN if is_secret(name) else shown(value)
 
 
 @cache

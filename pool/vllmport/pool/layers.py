@@ -4,14 +4,19 @@ Pure. Maps are merged key by key, however deep; anything else replaces what is b
 empty values too.
 """
 
+import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 DEFAULT = "default"
 """Where a value comes from that nobody gave."""
 
-SECRET = ("hf_token",)
-"""Keys whose values are shown to nobody; nor are those of `env`."""
+SECRET = ("hf_token", "token", "auth_token", "api_key", "password", "secret")
+"""Keys whose values are shown to nobody, nor those of keys nearly like them, nor those of `env`."""
+
+HIDDEN = "(hidden)"
+
+_NEARLY = 0.75
 
 
 class Layers:
@@ -59,4 +64,9 @@ def leaves(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, 
 def shown_value(path: str, value: Any) -> str:
     """Return what people may see of a value."""
     parts = path.split(".")
-    return "(hidden)" if "env" in parts[:-1] or parts[-1] in SECRET else repr(value)
+    return HIDDEN if "env" in parts[:-1] or is_secret(parts[-1]) else repr(value)
+
+
+def is_secret(name: str) -> bool:
+    """Tell whether a key is one with a secret, be it misspelt."""
+    return bool(difflib.get_close_matches(name.lower(), SECRET, 1, _NEARLY))

@@ -32,7 +32,7 @@ def preset(name: Any) -> dict[str, Any]:
     """
     if name is None:
         return {}
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         text = f"preset is one of {', '.join(PRESETS)}, not {shown(name)}"
         raise InvalidRequest.of("preset", shown(name), text)
     return dict(PRESETS[name])

@@ -1,8 +1,9 @@
-"""What a worker's own vLLM processes do for their end: EngineCore, and the workers of each device.
+"""What a worker's own vLLM processes do besides: EngineCore, and the workers of each device.
 
 vLLM loads this in each of its processes (the entry point `vllm.general_plugins`). It does nothing
 unless our variable is in the environment, so vLLM started by anybody else is as it always was.
 
+- They correct what vLLM would compute wrongly, the worker itself as well; see `no_adapter.py`.
 - They have the kernel kill them when the thread that started them ends. vLLM starts all of them
   from a main thread, which lives as long as its process.
 - They tell why they fail to start; see `causes.py`.
@@ -15,10 +16,12 @@ import multiprocessing
 import os
 import secrets
 import signal
+import sys
 from multiprocessing import process, shared_memory
 from typing import Final
 
 from vllmport.worker.causes import tell_causes
+from vllmport.worker.no_adapter import spare_rows_without_adapter
 
 WORKER_TAG: Final = "VLLMPORT_WORKER_TAG"
 """Environment variable with the mark of the worker that this process belongs to."""
@@ -27,10 +30,14 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 def activate() -> None:
-    """Make this process end with its parent, if it belongs to a worker. vLLM calls this."""
+    """Correct this process, and make it end with its parent, if it is ours. vLLM calls this."""
+    if WORKER_TAG not in os.environ:
+        return
+    if "vllm" in sys.modules:
+        spare_rows_without_adapter()
     parent = multiprocessing.parent_process()
-    if WORKER_TAG not in os.environ or parent is None:
-        return  # somebody else's, or the worker itself, whose parent is the spawner
+    if parent is None:
+        return  # the worker itself, whose parent is the spawner
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if not parent.is_alive():  # it went before we asked
         os.kill(os.getpid(), signal.SIGKILL)

@@ -28,14 +28,16 @@ from vllmport.pool.client.requests import (
     Limits,
     Message,
     Params,
+    Priority,
     Prompt,
     Prompts,
     Retry,
     call_for,
+    calls_for,
     chat_requests,
+    check_limits,
     generate_requests,
     load_arguments,
-    numbered,
 )
 from vllmport.pool.client.results import RequestOutput, result_from
 
@@ -84,7 +86,7 @@ class AsyncLLM(AsyncEngineVerbs):
         *,
         timeout: float | None = None,
         timeout_profile: str | None = None,
-        priority: int | None = None,
+        priority: Priority = None,
         request_id: str | None = None,
         retry: Retry = None,
         use_tqdm: bool | Callable[..., Any] = False,
@@ -93,9 +95,9 @@ class AsyncLLM(AsyncEngineVerbs):
         """Complete prompts; see `LLM.generate`."""
         extras["lora_request"] = self._adapters.resolve(extras.get("lora_request"))
         requests = generate_requests(prompts, sampling_params, extras)
-        call = call_for(self.name, "generate", priority, request_id, retry=retry)
+        calls = calls_for(self.name, "generate", len(requests), priority, request_id, retry)
         seconds = self._seconds(timeout, timeout_profile)
-        return await self._batch(call, requests, result_from, seconds, use_tqdm)
+        return await self._batch(calls, requests, result_from, seconds, use_tqdm)
 
     async def chat(
         self,
@@ -104,7 +106,7 @@ class AsyncLLM(AsyncEngineVerbs):
         *,
         timeout: float | None = None,
         timeout_profile: str | None = None,
-        priority: int | None = None,
+        priority: Priority = None,
         request_id: str | None = None,
         retry: Retry = None,
         use_tqdm: bool | Callable[..., Any] = False,
@@ -113,9 +115,9 @@ class AsyncLLM(AsyncEngineVerbs):
         """Answer conversations; see `LLM.chat`."""
         template["lora_request"] = self._adapters.resolve(template.get("lora_request"))
         requests = chat_requests(messages, sampling_params, template)
-        call = call_for(self.name, "chat", priority, request_id, retry=retry)
+        calls = calls_for(self.name, "chat", len(requests), priority, request_id, retry)
         seconds = self._seconds(timeout, timeout_profile)
-        return await self._batch(call, requests, result_from, seconds, use_tqdm)
+        return await self._batch(calls, requests, result_from, seconds, use_tqdm)
 
     def stream(
         self,
@@ -174,7 +176,7 @@ class AsyncLLM(AsyncEngineVerbs):
         """Call a verb of the engine by its name and return its plain result."""
         call = call_for(self.name, verb, None, None)
         seconds = self._seconds(timeout)
-        return (await self._batch(call, [args], lambda value, _: value, seconds))[0]
+        return (await self._batch([call], [args], lambda value, _: value, seconds))[0]
 
     async def engine_config(self) -> dict[str, Any]:
         """Return what the engine resolved its arguments to."""
@@ -214,17 +216,22 @@ class AsyncLLM(AsyncEngineVerbs):
         verb: str,
         requests: list[dict[str, Any]],
         convert: Callable[[Any], T],
+        /,
         **limits: Unpack[Limits],
     ) -> list[T]:
+        check_limits(limits, verb)
         priority, request_id = limits.get("priority"), limits.get("request_id")
-        call = call_for(self.name, verb, priority, request_id, retry=limits.get("retry"))
+        retry = limits.get("retry")
+        calls = calls_for(self.name, verb, len(requests), priority, request_id, retry)
         seconds = self._seconds(limits.get("timeout"), limits.get("timeout_profile"))
         use_tqdm = limits.get("use_tqdm", False)
-        return await self._batch(call, requests, lambda value, _: convert(value), seconds, use_tqdm)
+        return await self._batch(
+            calls, requests, lambda value, _: convert(value), seconds, use_tqdm
+        )
 
     async def _batch(
         self,
-        call: Call,
+        calls: list[Call],
         requests: list[dict[str, Any]],
         convert: Callable[[Any, int], T],
         timeout: float,
@@ -238,10 +245,11 @@ class AsyncLLM(AsyncEngineVerbs):
             with batch_bar(len(requests), use_tqdm) as advance:
                 while not batch.done:
                     for index, args in batch.submits(time.monotonic()):
-                        own = numbered(call, index, len(requests))
                         try:
                             left = deadline - time.monotonic()
-                            batch.submitted(index, connection.submit(own, args, left, mailbox))
+                            batch.submitted(
+                                index, connection.submit(calls[index], args, left, mailbox)
+                            )
                         except VllmportError as exc:
                             batch.refused(index, exc, time.monotonic())
                     if batch.done:

@@ -30,7 +30,7 @@ from vllmport.pool.client.requests import (
     pooling_requests,
     score_requests,
 )
-from vllmport.pool.client.verbs import named_method
+from vllmport.pool.client.verbs import check_concurrency, named_method
 
 T = TypeVar("T")
 
@@ -46,6 +46,7 @@ class AsyncEngineVerbs:
         verb: str,
         requests: list[dict[str, Any]],
         convert: Callable[[Any], T],
+        /,
         **limits: Unpack[Limits],
     ) -> list[T]:
         """Make calls and wait for all of them."""
@@ -137,9 +138,16 @@ class AsyncEngineVerbs:
         prompts: Prompts,
         params: BeamSearchParams | Mapping[str, Any],
         lora_request: Lora | Sequence[Lora] = None,
+        *,
+        concurrency_limit: int | None = None,
         **limits: Unpack[Limits],
     ) -> list[BeamSearchOutput]:
-        """Find the most probable continuations of each prompt."""
+        """Find the most probable continuations of each prompt.
+
+        `concurrency_limit` is taken as `vllm.LLM` takes it, and changes nothing: the pool itself
+        has no more calls run than the engine has room for.
+        """
+        check_concurrency(concurrency_limit)
         requests = beam_requests(prompts, params, self._adapters.resolve(lora_request))
         return await self._run("beam_search", requests, beams_from, **limits)
 
@@ -220,12 +228,21 @@ class AsyncEngineVerbs:
         return list(await self._one("collective_rpc", request, Limits(timeout=timeout)))
 
     async def start_profile(
-        self, profile_prefix: str | None = None, **limits: Unpack[Limits]
+        self,
+        profile_prefix: str | None = None,
+        *,
+        delay_iterations: int | None = None,
+        max_iterations: int | None = None,
+        **limits: Unpack[Limits],
     ) -> None:
         """Start vLLM's profiler; needs the engine argument `profiler_config`."""
-        await self._one(
-            "start_profile", {"profile_prefix": profile_prefix} if profile_prefix else {}, limits
-        )
+        args = {
+            "profile_prefix": profile_prefix,
+            "delay_iterations": delay_iterations,
+            "max_iterations": max_iterations,
+        }
+        given = {name: value for name, value in args.items() if value is not None}
+        await self._one("start_profile", given, limits)
 
     async def stop_profile(self, **limits: Unpack[Limits]) -> None:
         """Stop vLLM's profiler."""

@@ -3,7 +3,6 @@
 import contextlib
 import queue
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
@@ -24,17 +23,20 @@ from vllmport.pool.client.requests import (
     Limits,
     Message,
     Params,
+    Priority,
     Prompt,
     Prompts,
     Retry,
     call_for,
+    calls_for,
     chat_requests,
+    check_limits,
     generate_requests,
     load_arguments,
-    numbered,
 )
 from vllmport.pool.client.results import RequestOutput, result_from
 from vllmport.pool.client.stream import Stream
+from vllmport.pool.client.telling import tell
 from vllmport.pool.client.verbs import EngineVerbs
 
 if TYPE_CHECKING:
@@ -115,7 +117,7 @@ class LLM(EngineVerbs, VllmMethods):
         *,
         timeout: float | None = None,
         timeout_profile: str | None = None,
-        priority: int | None = None,
+        priority: Priority = None,
         request_id: str | None = None,
         retry: Retry = None,
         use_tqdm: UseTqdm = False,
@@ -129,7 +131,7 @@ class LLM(EngineVerbs, VllmMethods):
             timeout: Seconds for the whole call, queue included; `math.inf` for no limit.
             timeout_profile: "default", "streaming", "ml_inference" (if nothing is given) or
                 "batch_job".
-            priority: Lower runs first.
+            priority: Lower runs first; a list has one for each prompt.
             request_id: Your name for the call, in results, logs and errors.
             retry: "resume" to have a prompt that was started run again, within the same time, if
                 its worker is lost; what a stream has brought by then is checked token by token and
@@ -153,8 +155,8 @@ class LLM(EngineVerbs, VllmMethods):
         extras["lora_request"] = self._adapters.resolve(extras.get("lora_request"))
         requests = generate_requests(prompts, sampling_params, extras)
         seconds = self._seconds(timeout, timeout_profile)
-        call = call_for(self.name, "generate", priority, request_id, retry=retry)
-        return self._batch(call, requests, result_from, seconds, use_tqdm)
+        calls = calls_for(self.name, "generate", len(requests), priority, request_id, retry)
+        return self._batch(calls, requests, result_from, seconds, use_tqdm)
 
     def chat(
         self,
@@ -163,7 +165,7 @@ class LLM(EngineVerbs, VllmMethods):
         *,
         timeout: float | None = None,
         timeout_profile: str | None = None,
-        priority: int | None = None,
+        priority: Priority = None,
         request_id: str | None = None,
         retry: Retry = None,
         use_tqdm: UseTqdm = False,
@@ -177,8 +179,8 @@ class LLM(EngineVerbs, VllmMethods):
         template["lora_request"] = self._adapters.resolve(template.get("lora_request"))
         requests = chat_requests(messages, sampling_params, template)
         seconds = self._seconds(timeout, timeout_profile)
-        call = call_for(self.name, "chat", priority, request_id, retry=retry)
-        return self._batch(call, requests, result_from, seconds, use_tqdm)
+        calls = calls_for(self.name, "chat", len(requests), priority, request_id, retry)
+        return self._batch(calls, requests, result_from, seconds, use_tqdm)
 
     def stream(
         self,
@@ -260,7 +262,7 @@ class LLM(EngineVerbs, VllmMethods):
         """Call a verb of the engine by its name and return its plain result."""
         seconds = self._seconds(timeout, timeout_profile)
         call = call_for(self.name, verb, priority, request_id, retry=retry)
-        return self._batch(call, [args], lambda value, _: value, seconds)[0]
+        return self._batch([call], [args], lambda value, _: value, seconds)[0]
 
     def engine_config(self) -> dict[str, Any]:
         """Return what the engine resolved its arguments to."""
@@ -307,17 +309,20 @@ class LLM(EngineVerbs, VllmMethods):
         verb: str,
         requests: list[dict[str, Any]],
         convert: Callable[[Any], T],
+        /,
         **limits: Unpack[Limits],
     ) -> list[T]:
+        check_limits(limits, verb)
         seconds = self._seconds(limits.get("timeout"), limits.get("timeout_profile"))
         priority, request_id = limits.get("priority"), limits.get("request_id")
-        call = call_for(self.name, verb, priority, request_id, retry=limits.get("retry"))
+        retry = limits.get("retry")
+        calls = calls_for(self.name, verb, len(requests), priority, request_id, retry)
         use_tqdm = limits.get("use_tqdm", False)
-        return self._batch(call, requests, lambda value, _: convert(value), seconds, use_tqdm)
+        return self._batch(calls, requests, lambda value, _: convert(value), seconds, use_tqdm)
 
     def _batch(
         self,
-        call: Call,
+        calls: list[Call],
         requests: list[dict[str, Any]],
         convert: Callable[[Any, int], T],
         timeout: float,
@@ -331,10 +336,11 @@ class LLM(EngineVerbs, VllmMethods):
             with batch_bar(len(requests), use_tqdm) as advance:
                 while not batch.done:
                     for index, args in batch.submits(time.monotonic()):
-                        own = numbered(call, index, len(requests))
                         try:
                             left = deadline - time.monotonic()
-                            batch.submitted(index, connection.submit(own, args, left, mailbox))
+                            batch.submitted(
+                                index, connection.submit(calls[index], args, left, mailbox)
+                            )
                         except VllmportError as exc:
                             batch.refused(index, exc, time.monotonic())
                     if batch.done:
@@ -351,7 +357,7 @@ class LLM(EngineVerbs, VllmMethods):
 def warn_of(model: Mapping[str, Any]) -> None:
     """Pass on what the pool changed in the arguments of a model, as Python's own warnings."""
     for note in model.get("notes", ()):
-        warnings.warn(f"model {model['name']!r}: {note}", stacklevel=2)
+        tell(f"model {model['name']!r}: {note}")
 
 
 def _template_text(template: Any) -> str | None:

@@ -3,11 +3,12 @@
 Pure. Shared by the sync and the async client.
 """
 
+import difflib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
-from vllmport.bridge.errors import InvalidRequest
+from vllmport.bridge.errors import InvalidRequest, shown
 from vllmport.bridge.messages import Call
 from vllmport.pool.client.media import message_with_media, prompt_with_media
 from vllmport.pool.client.parameters import Parameters
@@ -34,6 +35,9 @@ PAIRS = 64
 Retry = Literal["resume"] | None
 """What becomes of a call whose worker is lost after it started it: None lets it fail."""
 
+Priority = int | Sequence[int] | None
+"""Lower runs first; for all prompts, or a list with one for each."""
+
 Message = Mapping[str, Any]
 """One chat message: `role` and `content`, and what the model's template knows besides."""
 
@@ -43,7 +47,7 @@ class Limits(TypedDict, total=False):
 
     timeout: float | None
     timeout_profile: str | None
-    priority: int | None
+    priority: Priority
     request_id: str | None
     retry: Retry
     use_tqdm: bool | Callable[..., Any]
@@ -61,6 +65,19 @@ class Extras(TypedDict, total=False):
     """How to tokenize: vLLM's add_special_tokens, truncate_prompt_tokens and the like."""
     mm_processor_kwargs: Mapping[str, Any] | None
     """For the processor of images and the like."""
+
+
+def check_limits(limits: Mapping[str, Any], verb: str) -> None:
+    """Refuse what is none of the `Limits`; a misspelt timeout would be no timeout.
+
+    Raises:
+        InvalidRequest: There is one.
+    """
+    for name, value in limits.items():
+        if name not in Limits.__annotations__:
+            close = difflib.get_close_matches(name, Limits.__annotations__, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise InvalidRequest.of(name, shown(value), f"{verb} has no argument {name!r}{hint}")
 
 
 def prompt_list(prompts: Prompts) -> list[Prompt]:
@@ -241,9 +258,28 @@ def call_for(
     )
 
 
-def numbered(call: Call, index: int, count: int) -> Call:
-    """Tell the prompts of a batch apart in logs and results."""
-    return call if count == 1 else call._replace(request_id=f"{call.request_id}-{index}")
+def calls_for(
+    model: str, verb: str, count: int, priority: Priority, request_id: str | None, retry: Retry
+) -> list[Call]:
+    """Build the headers of the calls of `count` prompts, told apart in logs and results.
+
+    Raises:
+        InvalidRequest: As for `call_for`, or there is a list of priorities of another length.
+    """
+    if isinstance(priority, list | tuple):
+        priorities: list[Any] = list(priority)
+    else:
+        priorities = [priority] * count
+    if len(priorities) != count:
+        text = f"{len(priorities)} priorities for {count} prompts; give one, or one for each"
+        raise InvalidRequest.of("priority", len(priorities), text)
+    first = call_for(model, verb, None, request_id, retry=retry)
+    calls = [call_for(model, verb, own, first.request_id, retry=retry) for own in priorities]
+    if count == 1:
+        return calls
+    return [
+        call._replace(request_id=f"{first.request_id}-{index}") for index, call in enumerate(calls)
+    ]
 
 
 def load_arguments(

@@ -3,10 +3,11 @@
 The fields are those of `vllm.RequestOutput` and `vllm.CompletionOutput`, vLLM 0.32.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from vllmport.pool.client.telling import tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ def result_from(data: Mapping[str, Any], attempts: int = 1) -> RequestOutput:
 def warn_of_notes(data: Mapping[str, Any]) -> None:
     """Pass on what was translated in the arguments of a call, as Python's own warnings."""
     for note in data.get("notes", ()):
-        warnings.warn(note, DeprecationWarning, stacklevel=2)
+        tell(note)
 
 
 def logprobs_from(rows: Sequence[Mapping[int, Mapping[str, Any]] | None] | None) -> Logprobs | None:

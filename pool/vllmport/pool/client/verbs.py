@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, Unpack
 
-from vllmport.bridge.errors import InvalidRequest
+from vllmport.bridge.errors import InvalidRequest, shown
 from vllmport.pool.client.adapters import Adapters
 from vllmport.pool.client.params import BeamSearchParams
 from vllmport.pool.client.pooled import (
@@ -48,6 +48,7 @@ class EngineVerbs:
         verb: str,
         requests: list[dict[str, Any]],
         convert: Callable[[Any], T],
+        /,
         **limits: Unpack[Limits],
     ) -> list[T]:
         """Make calls and wait for all of them."""
@@ -139,9 +140,16 @@ class EngineVerbs:
         prompts: Prompts,
         params: BeamSearchParams | Mapping[str, Any],
         lora_request: Lora | Sequence[Lora] = None,
+        *,
+        concurrency_limit: int | None = None,
         **limits: Unpack[Limits],
     ) -> list[BeamSearchOutput]:
-        """Find the most probable continuations of each prompt."""
+        """Find the most probable continuations of each prompt.
+
+        `concurrency_limit` is taken as `vllm.LLM` takes it, and changes nothing: the pool itself
+        has no more calls run than the engine has room for.
+        """
+        check_concurrency(concurrency_limit)
         requests = beam_requests(prompts, params, self._adapters.resolve(lora_request))
         return self._run("beam_search", requests, beams_from, **limits)
 
@@ -221,11 +229,22 @@ class EngineVerbs:
             request["timeout"] = timeout
         return list(self._one("collective_rpc", request, Limits(timeout=timeout)))
 
-    def start_profile(self, profile_prefix: str | None = None, **limits: Unpack[Limits]) -> None:
+    def start_profile(
+        self,
+        profile_prefix: str | None = None,
+        *,
+        delay_iterations: int | None = None,
+        max_iterations: int | None = None,
+        **limits: Unpack[Limits],
+    ) -> None:
         """Start vLLM's profiler; needs the engine argument `profiler_config`."""
-        self._one(
-            "start_profile", {"profile_prefix": profile_prefix} if profile_prefix else {}, limits
-        )
+        args = {
+            "profile_prefix": profile_prefix,
+            "delay_iterations": delay_iterations,
+            "max_iterations": max_iterations,
+        }
+        given = {name: value for name, value in args.items() if value is not None}
+        self._one("start_profile", given, limits)
 
     def stop_profile(self, **limits: Unpack[Limits]) -> None:
         """Stop vLLM's profiler."""
@@ -239,3 +258,10 @@ def named_method(method: Any) -> str:
     text = "a function cannot travel to the worker: give the name of a method, and put functions "
     text += "of your own into a class named by the engine argument worker_extension_cls"
     raise InvalidRequest.of("method", repr(method)[:200], text)
+
+
+def check_concurrency(limit: Any) -> None:
+    """Refuse a limit that is no whole number above 0."""
+    if limit is not None and (type(limit) is not int or limit < 1):
+        text = f"concurrency_limit is a whole number above 0, not {shown(limit)}"
+        raise InvalidRequest.of("concurrency_limit", shown(limit), text)

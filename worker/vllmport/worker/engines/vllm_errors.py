@@ -105,9 +105,7 @@ def as_load_error(error: BaseException, cause: Cause | None = None) -> VllmportE
     if cause.module in _WAITING_FOR_OTHERS:
         text = f"an engine process ended while it loaded, and said nothing ({cause.text})"
         details = {"class": cause.name}
-        return StartupFailed(
-            f"{text} ({cause.text})", phase="load", retryable=True, details=details
-        )
+        return StartupFailed(text, phase="load", retryable=True, details=details)
     cls, advice = _MEMORY.get((cause.module, cause.function), (StartupFailed, ""))
     if cause.name == class_of(torch.OutOfMemoryError):
         cls, advice = CudaOutOfMemory, _OUT_OF_MEMORY

@@ -33,8 +33,11 @@ class Adapters:
         self._lora = config.lora_config
         self._requests: dict[str, LoRARequest] = {}
         self._loaded: set[tuple[str, int, str]] = set()
+        self._ids: dict[tuple[str, str], int] = {}
         for name, path in declared.items():
-            self.request({"lora_name": name, "lora_path": path})
+            request = self.request({"lora_name": name, "lora_path": path})
+            assert request is not None, "it was given"
+            self._requests[name] = request
 
     def request(self, given: Any) -> LoRARequest | None:
         """Build what the engine wants of the adapter that a call names, if it names one.
@@ -81,12 +84,14 @@ class Adapters:
         return request.load_inplace or _identity(request) not in self._loaded
 
     def was_loaded(self, request: LoRARequest) -> None:
-        """Note that the engine took it."""
+        """Note that the engine took it; from here on its name means it."""
+        self._requests[request.lora_name] = request
         self._loaded.add(_identity(request))
 
     def forget(self, request: LoRARequest) -> None:
         """Forget an adapter that the engine was told to drop."""
         self._requests.pop(request.lora_name, None)
+        self._ids.pop((request.lora_name, request.lora_path), None)
         self._loaded.discard(_identity(request))
 
     def _from_map(self, given: Any) -> LoRARequest:
@@ -99,7 +104,7 @@ class Adapters:
         name = given.get("lora_name")
         known = self._requests.get(name) if isinstance(name, str) else None
         path: Any = given.get("lora_path") or (known and known.lora_path)
-        number = given.get("lora_int_id") or self._number(name, path)
+        number = given.get("lora_int_id") or self._number(str(name), str(path))
         full = {**given, "lora_path": path, "lora_int_id": number}
         for key, value in full.items():
             if type(value) is not _KEYS[key]:
@@ -110,21 +115,18 @@ class Adapters:
         self._check_id(name, number)
         with blaming("lora_request"):
             request = LoRARequest(**full)
-        self._requests[name] = request
+        self._ids[name, path] = number
         return request
 
-    def _number(self, name: Any, path: Any) -> int:
+    def _number(self, name: str, path: str) -> int:
         """Give an adapter an id: the one it has, else the next that is free."""
-        known = self._requests.get(name) if isinstance(name, str) else None
-        if known is not None and known.lora_path == path:
-            return int(known.lora_int_id)
-        return max((request.lora_int_id for request in self._requests.values()), default=0) + 1
+        return self._ids.get((name, path)) or max(self._ids.values(), default=0) + 1
 
     def _check_id(self, name: str, number: int) -> None:
         """Refuse one id for two names: vLLM would answer with the adapter that came first."""
-        for other in self._requests.values():
-            if other.lora_int_id == number and other.lora_name != name:
-                text = f"lora_int_id {number} is that of the adapter {other.lora_name!r}; leave it "
+        for (other, _), taken in self._ids.items():
+            if taken == number and other != name:
+                text = f"lora_int_id {number} is that of the adapter {other!r}; leave it "
                 text += "out, and one is given"
                 raise InvalidRequest.of("lora_int_id", number, text)
 

@@ -57,7 +57,7 @@ VERBS: Mapping[str, frozenset[str]] = {
         "wake_up": {"tags"},
         "is_sleeping": set(),
         "collective_rpc": {"method", "timeout", "args", "kwargs"},
-        "start_profile": {"profile_prefix"},
+        "start_profile": {"profile_prefix", "delay_iterations", "max_iterations"},
         "stop_profile": set(),
     }.items()
 }

@@ -118,7 +118,9 @@ def _collective_rpc(_driver: Driver, args: Mapping[str, Any]) -> Job:
 
 
 def _start_profile(_driver: Driver, args: Mapping[str, Any]) -> Job:
-    return lambda engine: engine.start_profile(args.get("profile_prefix")), lambda _: None
+    prefix, given = args.get("profile_prefix"), dict(args)
+    given.pop("profile_prefix", None)
+    return lambda engine: engine.start_profile(prefix, **given), lambda _: None
 
 
 def _stop_profile(_driver: Driver, _args: Mapping[str, Any]) -> Job:
