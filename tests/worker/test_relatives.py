@@ -9,7 +9,7 @@ import time
 import pytest
 
 from processes import SLACK, eventually
-from vllmport.worker.relatives import Watch, engine_processes
+from vllmport.worker.relatives import LoadWatch, Watch, engine_processes
 
 WORKER = "VLLM::Worker_TP0"
 SLEEP = "import time; time.sleep(60)"
@@ -94,3 +94,28 @@ def test_who_closes_the_watch_may_let_them_end() -> None:
         one.kill()
         one.wait()
     assert told.empty()
+
+
+def test_one_that_ends_while_the_engine_loads_is_told_after_a_while() -> None:
+    told: queue.Queue[int] = queue.Queue()
+    watch = LoadWatch(told.put, grace=1.0)
+    with sleeper(WORKER) as one:
+        time.sleep(1.0)
+        one.kill()
+        one.wait()
+        with pytest.raises(queue.Empty):
+            told.get(timeout=0.5)
+        assert told.get(timeout=1.5 * SLACK) == one.pid
+    watch.close()
+
+
+def test_whoever_says_it_better_closes_the_watch_of_a_load() -> None:
+    told: queue.Queue[int] = queue.Queue()
+    watch = LoadWatch(told.put, grace=1.0)
+    with sleeper(WORKER) as one:
+        time.sleep(1.0)
+        one.kill()
+        one.wait()
+    watch.close()
+    with pytest.raises(queue.Empty):
+        told.get(timeout=2.5)

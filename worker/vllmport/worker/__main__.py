@@ -11,7 +11,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,8 @@ def _serve(socket: "zmq.Socket[bytes]", nonce: str) -> int:
     os.environ.update(spec["env"])
     port = SocketPort(socket, worker, _map_board(spec["board"]))
     try:
-        engine = _load(spec, port)
+        with _watched_load(spec):
+            engine = _load(spec, port)
     except VllmportError as exc:
         exc.worker = worker
         socket.send_multipart(encode(error_message(exc), pack(exc.details)))
@@ -104,16 +106,32 @@ def _serve(socket: "zmq.Socket[bytes]", nonce: str) -> int:
     return 0
 
 
+@contextmanager
+def _watched_load(spec: Mapping[str, Any]) -> Iterator[None]:
+    """End this process if one of the engine's ends in the block, and the block does not."""
+    if spec["engine"] != "vllm":
+        yield
+        return
+    from vllmport.worker.relatives import LoadWatch  # psutil is only for those
+
+    watch = LoadWatch(_die_with)
+    try:
+        yield
+    finally:
+        watch.close()
+
+
 def _watch_relatives() -> "Watch":
     """End this process at once when one of the engine's ends: nothing good can follow."""
-    from vllmport.worker.relatives import Watch, engine_processes  # psutil is only for those
+    from vllmport.worker.relatives import Watch, engine_processes
 
-    def die(pid: int) -> None:
-        sys.stderr.write(f"ERROR vllmport.worker: engine process {pid} has ended\n")
-        sys.stderr.flush()
-        os._exit(EXIT_ENGINE_DIED)
+    return Watch(engine_processes(), _die_with)
 
-    return Watch(engine_processes(), die)
+
+def _die_with(pid: int) -> None:
+    sys.stderr.write(f"ERROR vllmport.worker: engine process {pid} has ended\n")
+    sys.stderr.flush()
+    os._exit(EXIT_ENGINE_DIED)
 
 
 def _prepare(socket: "zmq.Socket[bytes]") -> None:

@@ -7,9 +7,17 @@ kernel tells at once.
 import os
 import select
 import threading
+import time
 from collections.abc import Callable, Iterable
+from typing import Final
 
 import psutil
+
+LOAD_GRACE: Final = 15.0
+"""Seconds that vLLM may take to say why a process of an engine ended while that loads."""
+
+_LOOK: Final = 0.5
+"""Seconds between two looks at an engine that loads."""
 
 
 def engine_processes() -> list[int]:
@@ -60,3 +68,38 @@ class Watch:
         ended, _ = poller.poll()[0]
         if not self._closed:
             self._on_death(self._pids[ended])
+
+
+class LoadWatch:
+    """A thread that looks after the processes of an engine while that loads, and they come up.
+
+    vLLM mostly notices that one has ended, and says why; at some moments it waits for it for ever.
+
+    Args:
+        on_death: Called with the pid in that thread, `grace` seconds after one has ended.
+        grace: Seconds for whoever loads to say it better, and close the watch.
+    """
+
+    def __init__(self, on_death: Callable[[int], None], grace: float = LOAD_GRACE) -> None:
+        self._on_death = on_death
+        self._grace = grace
+        self._closed = threading.Event()
+        threading.Thread(target=self._look, name="relatives", daemon=True).start()
+
+    def close(self) -> None:
+        """Look no more: the engine stands, or it is known why it does not."""
+        self._closed.set()
+
+    def _look(self) -> None:
+        seen: set[int] = set()
+        ended_at: dict[int, float] = {}
+        while not self._closed.wait(_LOOK):
+            there = set(engine_processes())
+            now = time.monotonic()
+            for pid in seen - there:
+                ended_at.setdefault(pid, now)
+            seen |= there
+            overdue = [pid for pid, at in ended_at.items() if now - at >= self._grace]
+            if overdue:
+                self._on_death(overdue[0])
+                return
