@@ -58,6 +58,8 @@ def test_the_title_is_the_one_that_vllm_was_told_to_give(monkeypatch: pytest.Mon
             mine.kill()
 
 
+# Another test of the same process may have ended the tracker that multiprocessing had started.
+@pytest.mark.filterwarnings("ignore:resource_tracker. process died unexpectedly")
 def test_a_helper_that_ends_is_nobodys_death() -> None:
     told: queue.Queue[int] = queue.Queue()
     context = multiprocessing.get_context("spawn")
