@@ -51,3 +51,9 @@ def event(name: str, seq: int, time: float, fields: dict[str, Any]) -> dict[str,
     """
     assert tuple(sorted(fields)) == tuple(sorted(EVENTS[name])), f"{name}: {sorted(fields)}"
     return {"event": name, "seq": seq, "time": time, **fields}
+
+
+def line(event: dict[str, Any]) -> str:
+    """Write an event on one line, for people: its name, then its fields."""
+    fields = (f"{k}={v}" for k, v in event.items() if k not in ("event", "seq", "time"))
+    return " ".join((event["event"], *fields))

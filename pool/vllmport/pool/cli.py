@@ -27,6 +27,7 @@ from vllmport.bridge.errors import (
     StartupFailed,
     VllmportError,
 )
+from vllmport.bridge.events import line
 from vllmport.pool import cli_config
 from vllmport.pool.client.llm import LLM
 from vllmport.pool.client.pool import Pool, announce_demonstration
@@ -240,8 +241,7 @@ def events(endpoint: str | None, last: int, as_json: bool, no_follow: bool) -> N
 
 def _event_line(event: dict[str, Any]) -> str:
     stamp = datetime.fromtimestamp(event["time"]).astimezone().isoformat(" ", "milliseconds")
-    fields = (f"{k}={v}" for k, v in event.items() if k not in ("event", "seq", "time"))
-    return " ".join((stamp, event["event"], *fields))
+    return f"{stamp} {line(event)}"
 
 
 @cli.command()

@@ -3,7 +3,6 @@
 Reads /proc and the workers' boards; `health.py` and `fleet.py` decide.
 """
 
-import math
 from collections.abc import Callable, Sequence
 
 from vllmport.pool.plan import Policy
@@ -86,7 +85,7 @@ class Checkups:
             self._dispatcher.done_by(worker.id),
             memory(pids) if policy.recycle_rss else 0,
             self._gpu_memory(pids),
-            max_age=policy.recycle_age or math.inf,
+            max_age=policy.recycle_age,
             max_calls=policy.recycle_calls,
             max_rss=policy.recycle_rss,
             max_gpu_memory=policy.recycle_gpu_memory,

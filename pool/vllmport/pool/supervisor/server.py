@@ -17,6 +17,7 @@ import zmq
 
 from vllmport.bridge import limits
 from vllmport.bridge.errors import PoolClosed
+from vllmport.bridge.events import line
 from vllmport.bridge.messages import Bye, Welcome, encode
 from vllmport.bridge.timeouts import milliseconds
 from vllmport.pool.plan import Plan
@@ -253,7 +254,7 @@ class Supervisor:
         """Log what happened and tell those who watch; return whether anything did."""
         new = self._events.take_new()
         for event in new:
-            logger.log(_level(event), "%s", _line(event))
+            logger.log(_level(event), "%s", line(event))
         self._control.publish(new)
         return bool(new)
 
@@ -320,9 +321,3 @@ _GRAVE: Final = frozenset(
 def _level(event: dict[str, Any]) -> int:
     unexpected = event["event"] == "worker.exited" and not event["expected"]
     return logging.ERROR if unexpected or event["event"] in _GRAVE else logging.INFO
-
-
-def _line(event: dict[str, Any]) -> str:
-    """Write an event as one line: its name, then its fields."""
-    fields = (f"{k}={v}" for k, v in event.items() if k not in ("event", "seq", "time"))
-    return " ".join((event["event"], *fields))

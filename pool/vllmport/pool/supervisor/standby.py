@@ -85,15 +85,15 @@ class Standbys:
             self._places[kind] = _Place(specs[kind], now + self._policy.standby_delay)
 
     def take(self, spec: ModelSpec) -> Spare | None:
-        """Hand over a standby for a worker of this specification, if one waits."""
+        """Hand over a standby for a worker of this specification, if one waits.
+
+        Its place is made anew when its model is READY again.
+        """
         place = self._places.get(kind_of(spec))
         if place is None or not place.waiting or spec.engine != "vllm":
             return None
-        spare = Spare(place.id, place.nonce)
-        place.id, place.waiting, place.deaths = "", False, 0
-        place.due = math.inf  # until its model is READY again
-        self._places.pop(kind_of(spec))
-        return spare
+        del self._places[kind_of(spec)]
+        return Spare(place.id, place.nonce)
 
     def spec_of(self, standby: str) -> ModelSpec:
         """Return a specification with the environment of this standby."""
