@@ -53,7 +53,6 @@ def refused(source: Any = None, **overrides: Any) -> InvalidRequest:
 def test_nothing_given_is_a_pool_without_models(run_dir: Path) -> None:
     plan = load_config(None, {}).to_plan(run_dir)
     assert plan.endpoint == f"ipc://{run_dir}/pool.sock"
-    assert plan.socket_path == f"{run_dir}/pool.sock"
     assert (plan.models, plan.policy, plan.owner_pid) == ((), Policy(), 0)
     assert plan.python == sys.executable
     assert Path(plan.log_dir).is_dir()

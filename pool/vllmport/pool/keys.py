@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import zmq
+from zmq.utils import z85
 
 from vllmport.bridge.errors import InvalidRequest
 from vllmport.pool.endpoint import is_tcp
@@ -68,16 +69,19 @@ def read_pair(path: Path, parameter: str = "key") -> Pair:
         InvalidRequest: It cannot be read, is no pair, or others may read it.
     """
     try:
-        if path.stat().st_mode & 0o077:
-            text = f"others may read the key {path}; run `chmod 600 {path}`, or make a new one"
-            raise InvalidRequest.of(parameter, str(path), text)
-        data = tomllib.loads(path.read_text(encoding="ascii"))
+        is_private = not path.stat().st_mode & 0o077
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as exc:
+        text = f"cannot read the key {path}: {exc.strerror}; `vllmport keygen FILE` makes one"
+        raise InvalidRequest.of(parameter, str(path), text) from exc
+    if not is_private:
+        text = f"others may read the key {path}; run `chmod 600 {path}`, or make a new one"
+        raise InvalidRequest.of(parameter, str(path), text)
+    try:
+        data = tomllib.loads(text)
         pair = Pair(data["public_key"], data["secret_key"])
         if zmq.curve_public(pair.secret.encode()).decode() != pair.public:
-            raise ValueError("the two do not belong together")  # noqa: TRY301
-    except OSError as exc:
-        text = f"cannot read the key {path}: {exc.strerror}; `vllmport keygen {path}` makes one"
-        raise InvalidRequest.of(parameter, str(path), text) from exc
+            raise ValueError("the two do not belong together")
     except (KeyError, ValueError, AttributeError, zmq.ZMQError):
         text = f"{path} is no key pair; `vllmport keygen FILE` makes one"
         raise InvalidRequest.of(parameter, str(path), text) from None  # it may quote the file
@@ -107,8 +111,8 @@ def keys_for(
         )
         raise InvalidRequest.of("key" if server else "server_key", None, text)
     try:
-        if len(zmq.utils.z85.decode(server)) != 32:  # noqa: PLR2004  # bytes of a key
-            raise ValueError(server)  # noqa: TRY301
+        if len(z85.decode(server)) != 32:  # bytes of a key
+            raise ValueError(server)
     except (ValueError, KeyError, AttributeError, zmq.ZMQError):
         text = "server_key is the 40 characters that `vllmport keygen` printed for the pool"
         raise InvalidRequest.of("server_key", None, text) from None

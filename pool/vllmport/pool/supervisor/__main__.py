@@ -12,7 +12,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from vllmport.pool.endpoint import EndpointTaken, lock_endpoint
+import zmq
+
+from vllmport.pool.endpoint import EndpointTaken, lock_endpoint, place_of
 from vllmport.pool.plan import Plan
 from vllmport.pool.reap import sweep
 from vllmport.pool.supervisor.server import Supervisor
@@ -37,22 +39,31 @@ def main() -> int:
     # What workers inherit, unless their own environment says otherwise.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", level)
     os.environ["VLLMPORT_PROCESS_GROUP_KILL"] = str(int(plan.process_group_kill))
+    place = place_of(plan.endpoint, Path(plan.run_dir).parent)
     try:
-        lock = lock_endpoint(Path(plan.socket_path), LOCK_PATIENCE)
+        lock = lock_endpoint(place, LOCK_PATIENCE, plan.endpoint)
     except EndpointTaken as exc:
-        _report(args.ready_fd, {"error": str(exc)})
-        shutil.rmtree(plan.run_dir, ignore_errors=True)
-        return EXIT_TAKEN
+        return _give_up(plan, args.ready_fd, str(exc))
     for fd in (args.ready_fd, args.lifeline_fd):
         if fd >= 0:
             os.set_inheritable(fd, False)  # noqa: FBT003
     found = sweep(Path(plan.run_dir).parent)
-    supervisor = Supervisor(plan, lock, args.lifeline_fd)
+    try:
+        supervisor = Supervisor(plan, lock, args.lifeline_fd)
+    except zmq.ZMQError as exc:  # another program has the port, or the address is not ours
+        os.unlink(f"{place}.lock")
+        return _give_up(plan, args.ready_fd, f"cannot listen at {plan.endpoint}: {exc.strerror}")
     supervisor.report(found)
     _report(args.ready_fd, {"pid": os.getpid()})
     status = supervisor.run()
-    os.unlink(f"{plan.socket_path}.lock")
+    os.unlink(f"{place}.lock")
     return status
+
+
+def _give_up(plan: Plan, ready_fd: int, why: str) -> int:
+    _report(ready_fd, {"error": why})
+    shutil.rmtree(plan.run_dir, ignore_errors=True)
+    return EXIT_TAKEN
 
 
 def _report(fd: int, message: dict[str, object]) -> None:

@@ -13,7 +13,13 @@ from enum import StrEnum
 from typing import Any, Final
 
 from vllmport.bridge.codec import Packed, Shape, outline
-from vllmport.bridge.errors import InvalidRequest, Overloaded, PermissionDenied, VllmportError, shown
+from vllmport.bridge.errors import (
+    InvalidRequest,
+    Overloaded,
+    PermissionDenied,
+    VllmportError,
+    shown,
+)
 from vllmport.bridge.messages import Call
 
 QUOTA_PAUSE: Final = 0.25
@@ -82,7 +88,7 @@ OWNER: Final = Guest("", Role.ADMIN, 2**63, 2**63, 2**63)
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class Usage:
     """What a guest holds at the moment: open calls, those that wait, bytes of their arguments."""
 
     calls: int
@@ -109,7 +115,7 @@ def guests_from(data: Mapping[str, Any]) -> dict[str, Guest]:
         if any(type(value) is not int or value < 1 for value in quotas.values()):
             raise _wrong(name, f"[{name}]: quotas are whole numbers from 1")
         key = section.get("key")
-        if not is_key(key):
+        if not isinstance(key, str) or not is_key(key):
             raise _wrong(name, f"[{name}]: key is the public key that `vllmport keygen` printed")
         if key in guests:
             raise _wrong(name, f"[{name}] and [{guests[key].name}] have the same key")
@@ -117,9 +123,9 @@ def guests_from(data: Mapping[str, Any]) -> dict[str, Guest]:
     return guests
 
 
-def is_key(text: Any) -> bool:
+def is_key(text: str) -> bool:
     """Tell whether this is a key in Z85."""
-    return isinstance(text, str) and len(text) == _KEY_LENGTH and _Z85.issuperset(text)
+    return len(text) == _KEY_LENGTH and _Z85.issuperset(text)
 
 
 def forbidden(guest: Guest, call: Call, packed: Packed) -> VllmportError | None:
@@ -140,19 +146,19 @@ def forbidden(guest: Guest, call: Call, packed: Packed) -> VllmportError | None:
     return None
 
 
-def too_much(guest: Guest, held: Held, call: Call, size: int) -> Overloaded | None:
+def too_much(guest: Guest, used: Usage, call: Call, size: int) -> Overloaded | None:
     """Return which quota one more call would break, None if it fits.
 
     Args:
         guest: Who makes it.
-        held: What it holds already.
+        used: What it holds already.
         call: The call.
         size: Bytes of its arguments.
     """
     for name, amount, limit in (
-        ("max_calls", held.calls + 1, guest.max_calls),
-        ("max_queued", held.queued + bool(call.model), guest.max_queued),
-        ("max_bytes", held.bytes + size, guest.max_bytes),
+        ("max_calls", used.calls + 1, guest.max_calls),
+        ("max_queued", used.queued + bool(call.model), guest.max_queued),
+        ("max_bytes", used.bytes + size, guest.max_bytes),
     ):
         if amount > limit:
             return Overloaded(
@@ -164,15 +170,17 @@ def too_much(guest: Guest, held: Held, call: Call, size: int) -> Overloaded | No
     return None
 
 
-def sum_of(held: Iterable[Held]) -> Held:
+def sum_of(used: Iterable[Usage]) -> Usage:
     """Add up what several connections hold."""
-    parts = list(held)
-    return Held(*(sum(getattr(part, name) for part in parts) for name in Held.__slots__))
+    parts = list(used)
+    return Usage(*(sum(getattr(part, name) for part in parts) for name in Usage.__slots__))
 
 
 def _beyond_call(call: Call, packed: Packed) -> str:
     """Say which of the arguments takes more than `call`; "" if none does."""
-    found = {key: shape for key, shape in outline(packed.payload) if shape is not Shape.NOTHING}
+    found = {
+        key: shape for key, shape in outline(packed.payload).items() if shape is not Shape.NOTHING
+    }
     if not call.model:
         attaches = found.get("name") is Shape.TEXT and not found.keys() & {"model"}
         return "" if attaches else "to load a model"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from vllmport.bridge.board import SIZE, Board, OnRecord
+from vllmport.pool.endpoint import place_of
 from vllmport.pool.ledger import Ledger
 from vllmport.pool.plan import Plan
 from vllmport.pool.spawner import protocol
@@ -153,7 +154,8 @@ class Incarnations:
     # The spawner's words.
 
     def _start_spawner(self) -> SpawnerLink:
-        paths = [self._plan.run_dir, self._plan.socket_path]
+        place = place_of(self._plan.endpoint, Path(self._plan.run_dir).parent)
+        paths = [self._plan.run_dir, str(place)]
         link = SpawnerLink(paths, [self._lock_fd], self._ledger)
         self._descriptors.watch(link.fileno(), self._on_spawner)
         return link
