@@ -183,7 +183,7 @@ def test_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     assert "is not TOML" in str(refused(path))
 
 
-@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:1", "pool.sock", "ipc://pool.sock"])
+@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1", "pool.sock", "ipc://pool.sock"])
 def test_endpoint_that_cannot_work_is_refused(run_dir: Path, endpoint: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         PoolConfig(endpoint=endpoint).to_plan(run_dir)

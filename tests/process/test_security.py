@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import stat
+import subprocess
 import sys
 import time
 import tomllib
@@ -20,6 +21,7 @@ import zmq
 from processes import (
     PATIENCE,
     endless,
+    environment,
     eventually,
     program,
     read_line,
@@ -30,6 +32,7 @@ from processes import (
 from vllmport.bridge.codec import pack, unpack
 from vllmport.bridge.limits import PROTOCOL_VERSION
 from vllmport.bridge.messages import Call, Error, Hello, Message, Welcome, decode, encode
+from vllmport.bridge.packets import PacketReader, to_packet
 from vllmport.pool import (
     LLM,
     AsyncPool,
@@ -536,6 +539,70 @@ def test_a_quota_is_for_the_key_and_not_for_each_connection(speak: Speak, guest:
         own.say(call, b"\x80")
     assert wires[3].code_of(call, b"\x80") == "overloaded"
     assert serves_others(guest)
+
+
+# Another user.
+
+AS_NOBODY = """
+import os, sys
+from importlib.metadata import version
+from vllmport.bridge.errors import VllmportError
+from vllmport.pool.client.connection import Connection
+version("vllmport")  # what it imports may not be readable later
+os.chdir("/")
+os.setuid(65534)
+try:
+    Connection(sys.argv[1])
+except VllmportError as exc:
+    print(exc.code, exc)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_another_user_is_refused_even_where_the_folder_is_open(runtime_dir: Path) -> None:
+    with Pool() as pool, pool.llm("echo") as llm:
+        path = Path(pool.endpoint.removeprefix("ipc://"))
+        with script(AS_NOBODY, pool.endpoint) as process:
+            assert read_line(process).startswith("connect_failed"), "the folder is shut"
+        folders = [path.parent, path.parent.parent, path.parent.parent.parent]
+        modes = [stat.S_IMODE(folder.stat().st_mode) for folder in folders]
+        path.chmod(0o777)
+        for folder in folders:
+            folder.chmod(0o711)
+        try:
+            with script(AS_NOBODY, pool.endpoint) as process:
+                assert read_line(process).startswith("permission_denied this pool belongs to")
+        finally:
+            for folder, mode in zip(folders, modes, strict=True):
+                folder.chmod(mode)
+        assert serves_others(llm)
+
+
+# Hosts that speak through a port.
+
+
+def test_a_port_joins_with_the_keys_of_its_environment(served: Served) -> None:
+    hello = to_packet(encode(Hello([PROTOCOL_VERSION], "test")))
+    for name, kind in (("guest", Welcome), ("stranger", Error)):
+        command = [sys.executable, "-m", "vllmport.pool.cli", "port", "--connect", served.endpoint]
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment(served.environment(name)),
+        ) as port:
+            assert port.stdin is not None
+            assert port.stdout is not None
+            port.stdin.write(hello)
+            port.stdin.flush()
+            size = port.stdout.read(4)
+            (frames,) = PacketReader().feed(size + port.stdout.read(int.from_bytes(size, "big")))
+            port.stdin.close()
+            assert port.wait(PATIENCE) == (0 if kind is Welcome else 1)
+        message, _, _ = decode(frames)
+        assert isinstance(message, kind)
+        if isinstance(message, Error):
+            assert (message.id, message.code) == (0, "permission_denied")
 
 
 # Bad guests, on TCP.

@@ -164,8 +164,8 @@ def outline(payload: Bytes) -> dict[str, Shape]:
             if _shape_at(payload, reader.tell()) is Shape.OTHER:
                 raise ProtocolError("the names of arguments are text")
             key = reader.unpack()
-            if key in found:
-                raise ProtocolError("an argument is there twice")
+            if not isinstance(key, str) or key in found:
+                raise ProtocolError("the names of arguments are text, and none is there twice")
             found[key] = _shape_at(payload, reader.tell())
             reader.skip()
     except ProtocolError:
