@@ -223,6 +223,26 @@ def test_the_command_takes_its_keys_from_the_environment(served: Served) -> None
     assert "does not know this key" in done.stderr
 
 
+def test_the_program_in_the_guide_for_operators_answers(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide = (ROOT / "docs" / "operations.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    for placeholder, value in (
+        ("tcp://10.0.0.7:5555", served.endpoint),
+        ("THE PUBLIC KEY OF server.key", served.server.public),
+        ("notebook.key", "guest.key"),
+        ("main", "echo"),
+    ):
+        assert placeholder in example
+        example = example.replace(placeholder, value)
+    monkeypatch.chdir(served.folder)
+    names: dict[str, Any] = {"Pool": Pool}
+    exec(example, names)  # noqa: S102  # our own text
+    with names["pool"], names["llm"] as llm:
+        assert serves_others(llm)
+
+
 def test_nobody_at_the_address_is_said(served: Served) -> None:
     with pytest.raises(ConnectFailed, match="vllmport serve"):
         Pool.connect(

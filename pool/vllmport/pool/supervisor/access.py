@@ -30,10 +30,10 @@ _Z85: Final = frozenset(
 )
 _KEY_LENGTH: Final = 40
 
-_POOL_VERBS: Final = frozenset({"load", "release", "status", "engine_config", "events"})
+CALL_POOL_VERBS: Final = frozenset({"load", "release", "status", "engine_config", "events"})
 """What `call` may ask of the pool itself; of `load` only what attaches by name."""
 
-_ENGINE_VERBS: Final = frozenset(
+CALL_ENGINE_VERBS: Final = frozenset(
     {
         "generate",
         "chat",
@@ -53,7 +53,7 @@ _ENGINE_VERBS: Final = frozenset(
 )
 """What `call` may ask of an engine. A verb that is not here takes `admin`, also a new one."""
 
-_ADMIN_ARGUMENTS: Final = frozenset({"chat_template", "mm_processor_kwargs"})
+ADMIN_ARGUMENTS: Final = frozenset({"chat_template", "mm_processor_kwargs"})
 """Arguments that are code, or go to code that may load some."""
 
 
@@ -136,7 +136,7 @@ def forbidden(guest: Guest, call: Call, packed: Packed) -> VllmportError | None:
     """
     if guest.role is Role.ADMIN:
         return None
-    if call.verb not in (_ENGINE_VERBS if call.model else _POOL_VERBS):
+    if call.verb not in (CALL_ENGINE_VERBS if call.model else CALL_POOL_VERBS):
         return _denied(guest, f"the verb {shown(call.verb)}")
     if call.priority < 0:
         return _denied(guest, "a priority below 0")
@@ -184,7 +184,7 @@ def _beyond_call(call: Call, packed: Packed) -> str:
     if not call.model:
         attaches = found.get("name") is Shape.TEXT and not found.keys() & {"model"}
         return "" if attaches else "to load a model"
-    for key in sorted(found.keys() & _ADMIN_ARGUMENTS):
+    for key in sorted(found.keys() & ADMIN_ARGUMENTS):
         return f"the argument {key!r}"
     if found.get("lora_request", Shape.TEXT) is not Shape.TEXT:
         return "an adapter that is not named by what is loaded"
