@@ -92,6 +92,7 @@ def test_call_may_look(verb: str) -> None:
 
 def test_call_attaches_by_name_and_loads_nothing() -> None:
     load = call("", "load")
+    args: dict[str, Any]
     for args in ({"name": "m"}, {"name": "m", "model": None}, {"name": "m" * 100, "model": ""}):
         assert forbidden(CALLER, load, pack(args)) is None
     for args in ({}, {"name": ""}, {"name": 7}, {"name": "m", "model": "x"}, {"model": 0}):
@@ -100,6 +101,7 @@ def test_call_attaches_by_name_and_loads_nothing() -> None:
 
 def test_call_names_adapters_and_no_files() -> None:
     generate = call("m", "generate")
+    lora: Any
     for lora in (None, "", "known", "k" * 300):
         assert forbidden(CALLER, generate, pack({"prompt": "x", "lora_request": lora})) is None
     for lora in ({"lora_path": "/etc"}, ["x"], 7, b"x", ("x",)):

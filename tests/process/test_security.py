@@ -429,7 +429,7 @@ class Wire:
         self.socket.send_multipart([encode(message)[0], payload])
 
     def hear(self) -> tuple[Message, Any]:
-        assert self.socket.poll(PATIENCE * 1000), "no answer"
+        assert self.socket.poll(int(PATIENCE * 1000)), "no answer"
         message, payload, buffers = decode(self.socket.recv_multipart())
         return message, unpack(payload, buffers)
 

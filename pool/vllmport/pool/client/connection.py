@@ -261,7 +261,10 @@ class Connection:
     def _greet(self, timeout: float) -> Welcome:
         product = version("vllmport")
         hello = Hello([PROTOCOL_VERSION], product, self.pid, "python")
-        self._socket.send_multipart(encode(hello))
+        try:
+            self._socket.send_multipart(encode(hello), zmq.NOBLOCK)
+        except zmq.Again:  # the connection was refused already, and there is no other
+            raise refused(self.endpoint) from None
         poller = zmq.Poller()
         for source in (self._socket, self._monitor):
             poller.register(source, zmq.POLLIN)
