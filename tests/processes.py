@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import psutil
 
@@ -201,14 +201,14 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 @contextlib.contextmanager
 def program(
-    *command: str, env: Mapping[str, str] | None = None
+    *command: str, env: Mapping[str, str] | None = None, stderr: IO[str] | int = subprocess.PIPE
 ) -> Iterator["subprocess.Popen[str]"]:
     """Run a program with pipes; it is ended if it still runs at the end."""
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         env=environment(env),
     ) as process:

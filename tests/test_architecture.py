@@ -34,6 +34,7 @@ PURE = [
         PACKAGES["pool"] / name
         for name in (
             "plan.py",
+            "supervisor/access.py",
             "supervisor/admission.py",
             "supervisor/devices.py",
             "supervisor/dispatch.py",

@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 from vllmport.pool import cli
+from vllmport.pool.config import load_config
+from vllmport.pool.keys import make_pair
 from vllmport.pool.plan import Policy
+from vllmport.pool.supervisor.access import Guest, Role
+from vllmport.pool.supervisor.door import read_guests
 
 TEXT = (Path(__file__).parents[1] / "docs" / "operations.md").read_text()
 (UNIT,) = re.findall(r"```ini\n(.*?)```", TEXT, re.DOTALL)
@@ -91,3 +95,31 @@ def test_the_settings_it_names_exist() -> None:
     policy = Policy()
     assert f"`max_loads` workers ({policy.max_loads})" in TEXT
     assert f"`memory_timeout` ({policy.memory_timeout:.0f} s)" in TEXT
+
+
+def test_the_example_of_a_pool_for_other_machines_is_one(tmp_path: Path) -> None:
+    config, clients = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
+    keys = {
+        name: make_pair(tmp_path / f"{name}.key") for name in ("server", "notebook", "operator")
+    }
+    for name, pair in keys.items():
+        clients = clients.replace(f"THE PUBLIC KEY OF {name}.key", pair.public)
+    (tmp_path / "pool.toml").write_text(config.replace("/etc/vllmport", str(tmp_path)))
+    (tmp_path / "clients.toml").write_text(clients)
+    plan = load_config(tmp_path / "pool.toml", {}).to_plan(tmp_path / "run")
+    assert plan.security is not None
+    assert plan.security.secret_key == keys["server"].secret
+    guests = read_guests(Path(plan.security.clients))
+    assert guests[keys["notebook"].public] == Guest("notebook")
+    assert guests[keys["operator"].public] == Guest("operator", Role.ADMIN, max_calls=64)
+
+
+def test_the_settings_of_a_key_have_these_defaults() -> None:
+    table = dict(re.findall(r"(?m)^\| `(role|max_[a-z]+)` \| `?([^|`]*)`? \|", TEXT))
+    guest = Guest("")
+    assert {name: value.strip() for name, value in table.items()} == {
+        "role": f'"{guest.role}"',
+        "max_calls": str(guest.max_calls),
+        "max_queued": str(guest.max_queued),
+        "max_bytes": str(guest.max_bytes),
+    }

@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import pytest
 
 from vllmport.bridge import limits
-from vllmport.bridge.codec import ITEM_SIZES, Array, Ext, Packed, Symbol, pack, unpack
+from vllmport.bridge.codec import ITEM_SIZES, MAX_OUTLINE, Array, Ext, Packed, Symbol, pack, unpack
 from vllmport.bridge.errors import ERRORS
 from vllmport.bridge.events import EVENTS
 from vllmport.bridge.messages import (
@@ -37,6 +37,12 @@ from vllmport.bridge.timeouts import PROFILES
 from vllmport.pool.client.params import SamplingParams
 from vllmport.pool.client.requests import chat_requests, generate_requests, load_arguments
 from vllmport.pool.plan import TINY_MODEL, ModelSpec, Policy
+from vllmport.pool.supervisor.access import (
+    ADMIN_ARGUMENTS,
+    CALL_ENGINE_VERBS,
+    CALL_POOL_VERBS,
+    Role,
+)
 from vllmport.pool.supervisor.control import MAX_NESTED, Control
 from vllmport.pool.supervisor.dispatch import Dispatcher
 from vllmport.pool.supervisor.events import EventLog
@@ -430,3 +436,18 @@ def test_hexadecimal_examples(name: str) -> None:
     assert frames[1] == ours[1]
     assert bytes(ours[0])[1:].startswith(frames[0][1:])
     assert isinstance(pack(value), Packed)
+
+
+# Roles.
+
+
+def test_roles() -> None:
+    rows = table("role", "verbs of the pool", "verbs of an engine")
+    assert [code(role) for role, *_ in rows] == list(Role)
+    ((_, of_pool, of_engine), _) = rows
+    named = set(codes(of_pool)) - {"name", "model"}
+    assert named == CALL_POOL_VERBS
+    assert set(codes(of_engine)) == CALL_ENGINE_VERBS
+    assert f"at most {MAX_OUTLINE} keys" in TEXT
+    for argument in ADMIN_ARGUMENTS:
+        assert f"`{argument}`" in TEXT.partition("## 16.")[2]

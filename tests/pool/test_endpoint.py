@@ -10,13 +10,17 @@ import pytest
 
 from vllmport.bridge.errors import InvalidRequest
 from vllmport.pool.endpoint import (
+    MAX_PORT,
     MAX_SOCKET_PATH,
     EndpointTaken,
+    check_endpoint,
     default_endpoint,
     lock_endpoint,
+    place_of,
     private_dir,
     runtime_dir,
     socket_path,
+    tcp_address,
 )
 
 
@@ -86,6 +90,38 @@ def test_what_is_no_endpoint_is_refused(endpoint: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         socket_path(endpoint)
     assert (caught.value.parameter, caught.value.value) == ("endpoint", endpoint)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "address"),
+    [
+        ("tcp://10.0.0.7:5555", ("10.0.0.7", 5555)),
+        ("tcp://gpu.example:1", ("gpu.example", 1)),
+        ("tcp://[::1]:65535", ("::1", MAX_PORT)),
+        ("tcp://*:80", ("*", 80)),
+    ],
+)
+def test_address_of_an_endpoint(endpoint: str, address: tuple[str, int]) -> None:
+    check_endpoint(endpoint)
+    assert tcp_address(endpoint) == address
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["tcp://", "tcp://h", "tcp://:1", "tcp://h:", "tcp://h:x", "tcp://h:0", "tcp://h:65536"],
+)
+def test_what_is_no_address_is_refused(endpoint: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        check_endpoint(endpoint)
+    assert (caught.value.parameter, caught.value.value) == ("endpoint", endpoint)
+
+
+def test_each_address_has_a_lock_of_its_own(tmp_path: Path) -> None:
+    assert place_of("ipc:///run/pool.sock", tmp_path) == Path("/run/pool.sock")
+    endpoints = ("tcp://10.0.0.7:5555", "tcp://10.0.0.7:5556", "tcp://[::1]:5555", "tcp://*:5555")
+    places = {place_of(endpoint, tmp_path) for endpoint in endpoints}
+    assert len(places) == 4
+    assert {place.parent for place in places} == {tmp_path}
 
 
 def test_longest_path_that_the_kernel_takes_is_taken(tmp_path: Path) -> None:

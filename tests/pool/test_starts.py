@@ -134,7 +134,7 @@ def reads_each(loop: Loop, seconds: float) -> None:
     watch = loop.starts._watch
     assert watch is not None
     end = time.monotonic() + PATIENCE
-    while not watch.pid or identify(watch.pid)[0].cmdline()[-1] != str(seconds):
+    while not watch.pid or identify(watch.pid)[0].cmdline()[-1:] != [str(seconds)]:
         assert time.monotonic() < end
         loop.turn(time.monotonic() + 0.02)
 

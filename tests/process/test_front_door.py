@@ -421,9 +421,11 @@ def test_peer_that_speaks_another_protocol_is_a_protocol_error(
     router.close(linger=0)
 
 
-@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:1", "ipc://relative", "/tmp/x.sock"])
+@pytest.mark.parametrize(
+    "endpoint", ["tcp://127.0.0.1", "tcp://127.0.0.1:0", "ipc://relative", "/tmp/x.sock"]
+)
 def test_what_is_no_endpoint_is_refused(endpoint: str) -> None:
-    with pytest.raises(InvalidRequest, match="an endpoint looks like") as caught:
+    with pytest.raises(InvalidRequest, match=r"an endpoint looks like|a port is") as caught:
         Pool.connect(endpoint)
     assert caught.value.parameter == "endpoint"
 

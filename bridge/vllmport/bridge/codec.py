@@ -8,7 +8,7 @@ import datetime as dt
 import math
 import struct
 from collections.abc import Callable, Sequence
-from enum import Enum, IntEnum
+from enum import Enum, IntEnum, StrEnum
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -92,6 +92,10 @@ class Array(NamedTuple):
         return np.frombuffer(self.data, dtype=self.dtype).reshape(self.shape)
 
 
+MAX_OUTLINE: Final = 64
+"""Keys in a map that `outline` looks at."""
+
+
 class Packed(NamedTuple):
     """A payload and the buffers it points into, ready to be sent as frames."""
 
@@ -131,6 +135,55 @@ def unpack(payload: Bytes, buffers: Sequence[Bytes] = ()) -> Any:
     if len(payload) > MAX_PAYLOAD:
         raise ProtocolError(f"payload of {len(payload)} bytes, the limit is {MAX_PAYLOAD}")
     return _Unpacker(buffers).unpack(payload, 0)
+
+
+class Shape(StrEnum):
+    """What a value is, as far as its first byte tells."""
+
+    NOTHING = "nothing"
+    TEXT = "text"
+    OTHER = "other"
+
+
+def outline(payload: Bytes) -> dict[str, Shape]:
+    """Return the keys of a map and what their values are; nil and "" are nothing.
+
+    No value is built, so that this is quick whatever they hold.
+
+    Raises:
+        ProtocolError: It is no map with at most `MAX_OUTLINE` keys, all of them text, none twice.
+    """
+    found: dict[str, Shape] = {}
+    try:
+        reader = msgpack.Unpacker(max_buffer_size=max(len(payload), 1))
+        reader.feed(payload)
+        size = reader.read_map_header()
+        if size > MAX_OUTLINE:
+            raise ProtocolError(f"a map of {size} arguments, the limit is {MAX_OUTLINE} here")
+        for _ in range(size):
+            if _shape_at(payload, reader.tell()) is Shape.OTHER:
+                raise ProtocolError("the names of arguments are text")
+            key = reader.unpack()
+            if not isinstance(key, str) or key in found:
+                raise ProtocolError("the names of arguments are text, and none is there twice")
+            found[key] = _shape_at(payload, reader.tell())
+            reader.skip()
+    except ProtocolError:
+        raise
+    except Exception as exc:  # msgpack documents no closed set of errors
+        raise ProtocolError(f"payload is not a msgpack map: {exc}") from exc
+    return found
+
+
+def _shape_at(payload: Bytes, position: int) -> Shape:
+    first = payload[position]
+    if first in (0xA0, 0xC0):
+        return Shape.NOTHING
+    if first in (0xD9, 0xDA, 0xDB):
+        width = 1 << (first - 0xD9)
+        is_empty = not any(payload[position + 1 : position + 1 + width])
+        return Shape.NOTHING if is_empty else Shape.TEXT
+    return Shape.TEXT if 0xA0 < first < 0xC0 else Shape.OTHER
 
 
 def pack_header(fields: tuple[Any, ...]) -> bytes:

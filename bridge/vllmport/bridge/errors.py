@@ -8,6 +8,7 @@ Pure. A class has one stable `code`; hosts in other languages switch on the code
     ├── PoolClosed         this client, or the pool, is closed or closing
     ├── ProtocolError      bytes that break bridge/PROTOCOL.md
     ├── InvalidRequest     the request can never succeed as it stands
+    ├── PermissionDenied   the key that the client came with may not do this
     ├── Overloaded         a queue or a quota is full; come back after `retry_after`
     ├── Unavailable        the model's workers keep dying; come back after `retry_after`
     ├── DeadlineExceeded   the call's budget ran out
@@ -134,8 +135,22 @@ class InvalidRequest(VllmportError, ValueError):
         return self.details.get("value")
 
 
+class PermissionDenied(VllmportError, PermissionError):
+    """Raised when the pool does not know the client's key, or the key's role may not do this.
+
+    Attributes:
+        role: What the refused thing needs, or "".
+    """
+
+    code = "permission_denied"
+
+    @property
+    def role(self) -> str:
+        return str(self.details.get("role", ""))
+
+
 class Overloaded(VllmportError):
-    """Raised when a bounded queue is full.
+    """Raised when a bounded queue, or a key's quota, is full.
 
     Attributes:
         retry_after: Seconds after which another try makes sense.
@@ -294,6 +309,7 @@ ERRORS: dict[str, type[VllmportError]] = {
         PoolClosed,
         ProtocolError,
         InvalidRequest,
+        PermissionDenied,
         Overloaded,
         Unavailable,
         DeadlineExceeded,

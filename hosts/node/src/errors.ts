@@ -69,6 +69,11 @@ export class InvalidRequest extends VllmportError {
   }
 }
 
+/** The client's key may not do this, or the pool does not know it. */
+export class PermissionDenied extends VllmportError {
+  override readonly code = "permission_denied";
+}
+
 /** A bounded queue is full; come back after `retryAfter` seconds. */
 export class Overloaded extends VllmportError {
   override readonly code = "overloaded";
@@ -162,6 +167,7 @@ export const ERRORS: ReadonlyMap<string, ErrorClass> = new Map<string, ErrorClas
   ["pool_closed", PoolClosed],
   ["protocol_error", ProtocolError],
   ["invalid_request", InvalidRequest],
+  ["permission_denied", PermissionDenied],
   ["overloaded", Overloaded],
   ["unavailable", Unavailable],
   ["deadline_exceeded", DeadlineExceeded],

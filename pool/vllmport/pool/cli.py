@@ -7,6 +7,7 @@ Exit status: 0 done; 1 the call failed; 2 wrong usage; 3 no pool answers; 4 the 
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -46,7 +47,8 @@ Command = Callable[..., Any]
 
 _endpoint = click.option(
     "--endpoint",
-    help="ipc://PATH of the pool; else VLLMPORT_ENDPOINT, else the user's runtime folder.",
+    help="ipc://PATH or tcp://HOST:PORT of the pool; else VLLMPORT_ENDPOINT, else the user's "
+    "runtime folder.",
 )
 
 
@@ -75,7 +77,9 @@ def cli() -> None:
 @click.argument(
     "config", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )
-@click.option("--endpoint", help="ipc://PATH to listen on, instead of the configured one.")
+@click.option(
+    "--endpoint", help="ipc://PATH or tcp://HOST:PORT to listen on, instead of the configured one."
+)
 @click.option(
     "--model", "models", multiple=True, help="A model to start; may be given several times."
 )
@@ -115,7 +119,7 @@ def serve(
     try:
         plan = settings.to_plan(run_dir)
     except BaseException:
-        run_dir.rmdir()  # nothing is in it before there is a plan
+        shutil.rmtree(run_dir)
         raise
     fd = os.memfd_create("plan", 0)  # inherited; a plan may hold secrets, so no file
     os.write(fd, plan.to_json().encode())
@@ -128,7 +132,7 @@ def serve(
 @click.argument(
     "config", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )
-@click.option("--connect", metavar="ENDPOINT", help="Join the pool at ipc://PATH; start none.")
+@click.option("--connect", metavar="ENDPOINT", help="Join the pool at this endpoint; start none.")
 def port(config: Path | None, connect: str | None) -> None:
     """Serve the program that started this one, over stdin and stdout, until it goes.
 
@@ -267,6 +271,19 @@ def doctor(config: Path | None, endpoint: str | None, as_json: bool) -> None:  #
         click.echo(json.dumps([asdict(finding) for finding in found], indent=2))
     if any(finding.level == "fail" for finding in found):
         sys.exit(1)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def keygen(file: Path) -> None:
+    """Write a new key pair to FILE, for a pool that listens on TCP or a client of one.
+
+    Prints the public key. Clients find theirs by VLLMPORT_KEY, and the pool's by
+    VLLMPORT_SERVER_KEY.
+    """
+    from vllmport.pool.keys import make_pair
+
+    click.echo(make_pair(file).public)
 
 
 @cli.command()

@@ -26,10 +26,10 @@ from pydantic import (
 
 from vllmport.bridge.errors import InvalidRequest, shown
 from vllmport.bridge.timeouts import LIBRARY_PROFILE, PROFILES, Timeouts
-from vllmport.pool.endpoint import private_dir, socket_path
+from vllmport.pool.endpoint import is_tcp, private_dir, socket_path, tcp_address
 from vllmport.pool.interpreter import Interpreter, find_interpreter
 from vllmport.pool.layers import Layers, is_secret
-from vllmport.pool.plan import ECHO_MODEL, TINY_MODEL, ModelSpec, Plan, Policy
+from vllmport.pool.plan import ECHO_MODEL, TINY_MODEL, ModelSpec, Plan, Policy, Security
 
 ENVIRONMENTS = ("dev", "test", "prod")
 """Names of environments that need no section in the file."""
@@ -87,11 +87,25 @@ class TimeoutConfig(BaseModel):
         )
 
 
+class SecurityConfig(BaseModel):
+    """Keys of a pool that listens on TCP: `[security]`. Paths count from the folder of the file.
+
+    Attributes:
+        server_key: The file of the pool's own key pair, as `vllmport keygen` writes it.
+        clients: The file of the keys that may come in, with their roles and quotas.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    server_key: Path
+    clients: Path
+
+
 class PoolConfig(BaseModel):
     """Everything a `pool.toml` may say.
 
     Attributes:
-        endpoint: Where to listen, `ipc://PATH`.
+        endpoint: Where to listen, `ipc://PATH`; or `tcp://HOST:PORT`, which needs `security`.
         environment: Which of `[environments.NAME]` holds on top of the rest; VLLMPORT_ENV names
             one as well.
         python: Interpreter of the workers; see `interpreter.py` for the order.
@@ -105,6 +119,7 @@ class PoolConfig(BaseModel):
         aliases: Names as callers write them → folder or hub name.
         models: What to start at once and keep.
         policy: Limits and patience.
+        security: Keys, where it listens on TCP.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -121,6 +136,7 @@ class PoolConfig(BaseModel):
     aliases: dict[str, str] = Field(default_factory=dict)
     models: dict[str, ModelConfig] = Field(default_factory=dict)
     policy: Policy = Field(default_factory=Policy)
+    security: SecurityConfig | None = None
 
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
     _file: dict[str, str] = PrivateAttr(default_factory=dict)
@@ -154,7 +170,10 @@ class PoolConfig(BaseModel):
             InvalidRequest: The endpoint cannot work.
         """
         endpoint = self.endpoint or f"ipc://{run_dir / 'pool.sock'}"
-        private_dir(socket_path(endpoint).parent)
+        if is_tcp(endpoint):
+            tcp_address(endpoint)
+        else:
+            private_dir(socket_path(endpoint).parent)
         log_dir = self.log_dir or run_dir / "logs"
         log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         aliases = {TINY_MODEL: tiny_model_path(), ECHO_MODEL: ECHO_MODEL}
@@ -172,7 +191,28 @@ class PoolConfig(BaseModel):
             log_level=self.log_level or ("debug" if self.verbose else "info"),
             process_group_kill=self.process_group_kill,
             owner_pid=owner_pid,
+            security=self._security(endpoint, owner_pid) if is_tcp(endpoint) else None,
         )
+
+    def _security(self, endpoint: str, owner_pid: int) -> Security:
+        from vllmport.pool.keys import read_pair
+        from vllmport.pool.supervisor.door import read_guests
+
+        if owner_pid:
+            text = f"a pool at {endpoint} is a service: start it with `vllmport serve`, and join it"
+            raise InvalidRequest.of("endpoint", endpoint, text)
+        if self.security is None:
+            text = (
+                f"{endpoint} takes keys: give [security] with server_key and clients; "
+                "docs/operations.md says how to make them"
+            )
+            raise InvalidRequest.of("security", None, text)
+        clients = self._folder / self.security.clients.expanduser()
+        read_guests(clients)
+        pair = read_pair(
+            self._folder / self.security.server_key.expanduser(), "security.server_key"
+        )
+        return Security(pair.secret, str(clients))
 
 
 def load_config(source: Any, overrides: Mapping[str, Any]) -> PoolConfig:
@@ -283,6 +323,7 @@ def _as_invalid_request(exc: ValidationError) -> InvalidRequest:
         known = [
             *(*PoolConfig.model_fields, "environments"),
             *(*TimeoutConfig.model_fields, *Policy.__dataclass_fields__),
+            *SecurityConfig.model_fields,
         ]
         close = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
         hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

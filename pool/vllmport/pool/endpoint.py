@@ -1,4 +1,4 @@
-"""Where a pool listens: private folders, and the lock that makes an endpoint one's own.
+"""Where a pool listens: private folders, TCP addresses, and the lock that makes one's own.
 
 Knows paths and locks; knows nothing of what listens there.
 """
@@ -17,6 +17,8 @@ from vllmport.bridge.errors import InvalidRequest
 
 MAX_SOCKET_PATH: Final = 107
 """Bytes the kernel has room for in the path of a socket."""
+
+MAX_PORT: Final = 65535
 
 ENVIRONMENT: Final = "VLLMPORT_ENDPOINT"
 
@@ -75,11 +77,52 @@ def socket_path(endpoint: str) -> Path:
     return Path(path)
 
 
+def is_tcp(endpoint: str) -> bool:
+    """Tell whether this is an endpoint that other machines can reach, and keys guard."""
+    return endpoint.startswith("tcp://")
+
+
+def tcp_address(endpoint: str) -> tuple[str, int]:
+    """Return host and port of an endpoint; an IPv6 address without its brackets.
+
+    Raises:
+        InvalidRequest: It is not `tcp://HOST:PORT`.
+    """
+    host, colon, port = endpoint.removeprefix("tcp://").rpartition(":")
+    if not (is_tcp(endpoint) and colon and host and port.isascii() and port.isdigit()):
+        text = f"an endpoint looks like tcp://10.0.0.7:5555, not {endpoint!r}"
+        raise InvalidRequest.of("endpoint", endpoint, text)
+    if not 0 < int(port) <= MAX_PORT:
+        text = f"a port is a number from 1 to {MAX_PORT}, not {port}"
+        raise InvalidRequest.of("endpoint", endpoint, text)
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def check_endpoint(endpoint: str) -> None:
+    """Refuse what is no endpoint.
+
+    Raises:
+        InvalidRequest: It is neither `ipc://PATH` nor `tcp://HOST:PORT`.
+    """
+    if is_tcp(endpoint):
+        tcp_address(endpoint)
+    else:
+        socket_path(endpoint)
+
+
+def place_of(endpoint: str, folder: Path) -> Path:
+    """Return the socket of an endpoint; for TCP the path in `folder` whose lock stands for it."""
+    if not is_tcp(endpoint):
+        return socket_path(endpoint)
+    host, port = tcp_address(endpoint)
+    return folder / f"tcp-{''.join(c if c.isalnum() or c == '.' else '_' for c in host)}-{port}"
+
+
 class EndpointTaken(Exception):
     """Raised when another supervisor holds the endpoint."""
 
 
-def lock_endpoint(path: Path, patience: float) -> int:
+def lock_endpoint(path: Path, patience: float, endpoint: str = "") -> int:
     """Take the lock beside a socket and remove a socket that nobody listens on any more.
 
     Binding to a live ipc path would silently steal it, so whoever binds must hold this lock.
@@ -87,6 +130,7 @@ def lock_endpoint(path: Path, patience: float) -> int:
     Args:
         path: The socket.
         patience: Seconds to wait for a supervisor that is just cleaning up.
+        endpoint: What to call it, else the path.
 
     Returns:
         The descriptor that holds the lock; it lasts while any copy of it is open.
@@ -104,7 +148,7 @@ def lock_endpoint(path: Path, patience: float) -> int:
                 return fd
         elif time.monotonic() > end:
             os.close(fd)
-            raise EndpointTaken(f"a pool is running at ipc://{path} already")
+            raise EndpointTaken(f"a pool is running at {endpoint or path} already")
         os.close(fd)
         time.sleep(0.02)
 

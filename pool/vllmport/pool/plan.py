@@ -114,11 +114,24 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class Security:
+    """What a pool needs to listen on TCP.
+
+    Attributes:
+        secret_key: The pool's own, in Z85.
+        clients: The file of the keys that may come in.
+    """
+
+    secret_key: str = field(repr=False)
+    clients: str
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Everything one supervisor needs to know.
 
     Attributes:
-        endpoint: Where clients connect: `ipc://PATH`.
+        endpoint: Where clients connect: `ipc://PATH` or `tcp://HOST:PORT`.
         run_dir: A private folder of this run; removed with it.
         log_dir: Where the workers' stderr goes, a file each.
         python: Interpreter of the workers.
@@ -130,6 +143,7 @@ class Plan:
         process_group_kill: Whether workers may rely on their group being killed with them.
         timeouts: What clients are told of time-outs, as `Timeouts.to_wire` makes it.
         owner_pid: The process this pool dies with; 0 for a service.
+        security: Keys, where it listens on TCP.
     """
 
     endpoint: str
@@ -144,11 +158,7 @@ class Plan:
     log_level: str = "info"
     process_group_kill: bool = True
     owner_pid: int = 0
-
-    @property
-    def socket_path(self) -> str:
-        """The file behind the endpoint."""
-        return self.endpoint.removeprefix("ipc://")
+    security: Security | None = None
 
     def to_json(self) -> str:
         """Write the plan down for the supervisor's start."""
@@ -162,4 +172,6 @@ class Plan:
             ModelSpec(**{**model, "notes": tuple(model["notes"])}) for model in data["models"]
         )
         data["policy"] = Policy(**data["policy"])
+        if data["security"] is not None:
+            data["security"] = Security(**data["security"])
         return cls(**data)

@@ -21,9 +21,10 @@ from vllmport.bridge.errors import PoolLost, VllmportError
 from vllmport.bridge.limits import MAX_FRAME
 from vllmport.bridge.messages import encode, error_message
 from vllmport.bridge.packets import PacketReader, to_packet
-from vllmport.pool.client.connection import probe
+from vllmport.pool.client.connection import ENDINGS, probe, refused
 from vllmport.pool.client.launch import OwnedSupervisor
-from vllmport.pool.endpoint import socket_path
+from vllmport.pool.endpoint import check_endpoint
+from vllmport.pool.keys import keys_for
 
 CHUNK: Final = 64 * 1024
 """Bytes read at one time."""
@@ -80,7 +81,7 @@ def _watch_parent() -> int | None:
 def _pool(config: Path | None, endpoint: str | None) -> Iterator[str]:
     """Start a pool that ends with the block, or name the one to join."""
     if endpoint is not None:
-        socket_path(endpoint)
+        check_endpoint(endpoint)
         yield endpoint
         return
     from vllmport.pool.config import load_config
@@ -110,7 +111,8 @@ class Port:
         self._reader = PacketReader()
         self._inward: deque[list[bytes]] = deque()
         self._outward = memoryview(b"")
-        self._gone = False
+        self._gone = self._heard = False
+        self._endpoint = ""
         os.set_blocking(stdout, False)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -118,17 +120,23 @@ class Port:
         self._socket.setsockopt(zmq.RECONNECT_IVL, -1)
         self._socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
         self._socket.setsockopt(zmq.RCVHWM, HIGH_WATER)
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._monitor = self._socket.get_monitor_socket(ENDINGS)
 
     def run(self, endpoint: str) -> None:
         """Pass messages on, between the host and the pool, until the host is gone.
 
         Raises:
             ConnectFailed: Nobody answers at the endpoint.
+            PermissionDenied: The pool refuses this key.
             PoolLost: The supervisor went away.
             ProtocolError: What the host sent are no packets.
         """
+        keys = keys_for(endpoint)
         probe(endpoint)
+        self._endpoint = endpoint
+        self._socket.setsockopt(zmq.IPV6, 1)
+        if keys is not None:
+            keys.put_on(self._socket)
         self._socket.connect(endpoint)
         try:
             while not self._gone:
@@ -163,6 +171,7 @@ class Port:
             except zmq.Again:
                 self._check_supervisor()
                 return False
+            self._heard = True
             self._outward = memoryview(to_packet(frames))
             moved = True
         try:
@@ -176,6 +185,8 @@ class Port:
     def _check_supervisor(self) -> None:
         """Look for its end, after all that it said was passed on."""
         if int(self._monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            if not self._heard:
+                raise refused(self._endpoint)
             raise PoolLost("the supervisor is gone")
 
     def _wait(self) -> None:

@@ -16,7 +16,7 @@ from typing import Final
 
 import psutil
 
-from vllmport.pool.endpoint import abandoned, socket_path
+from vllmport.pool.endpoint import abandoned, place_of
 from vllmport.pool.ledger import SUFFIX, Entry, ledgers, read_ledger
 from vllmport.pool.leftovers import leftovers, remove, scratch_of
 from vllmport.pool.marks import bearers, mark_of, run_of, supervisor_of
@@ -123,7 +123,7 @@ def _files(entry: Entry) -> Iterator[list[Path]]:
     """Give the run's folder and, unless another pool listens there now, its socket."""
     run_dir = Path(entry.run_dir)
     is_there = run_dir.parent == entry.path.parent and run_dir.is_dir()
-    with abandoned(socket_path(entry.endpoint)) as files:
+    with abandoned(place_of(entry.endpoint, entry.path.parent)) as files:
         outside = [path for path in files if run_dir not in path.parents]
         yield [run_dir, *outside] if is_there else outside
 

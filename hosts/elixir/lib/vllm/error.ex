@@ -7,8 +7,8 @@ defmodule VLLM.Error do
   may succeed when it is made again, `details` holds what belongs to the code.
   """
 
-  @codes ~w(connect_failed pool_lost pool_closed protocol_error invalid_request overloaded
-    unavailable deadline_exceeded cancelled startup_failed kv_cache_too_small
+  @codes ~w(connect_failed pool_lost pool_closed protocol_error invalid_request permission_denied
+    overloaded unavailable deadline_exceeded cancelled startup_failed kv_cache_too_small
     gpu_memory_utilization cuda_out_of_memory poison_request worker_lost engine_dead engine_error)a
          |> Map.new(&{Atom.to_string(&1), &1})
 

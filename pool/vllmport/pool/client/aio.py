@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
 from vllmport.bridge.errors import PoolClosed, VllmportError
@@ -275,10 +276,16 @@ class AsyncPool:
         self._starting = asyncio.Lock()
 
     @classmethod
-    async def connect(cls, endpoint: str | None = None) -> Self:
+    async def connect(
+        cls,
+        endpoint: str | None = None,
+        *,
+        server_key: str | None = None,
+        key: str | Path | None = None,
+    ) -> Self:
         """Join a pool that runs already; see `Pool.connect`."""
         self = cls()
-        self._make = lambda: Pool.connect(endpoint)
+        self._make = lambda: Pool.connect(endpoint, server_key=server_key, key=key)
         return await self._opened()
 
     def __repr__(self) -> str:

@@ -29,6 +29,7 @@ from vllmport.bridge.errors import (
     DeadlineExceeded,
     InvalidRequest,
     Overloaded,
+    PermissionDenied,
     PoolClosed,
     PoolLost,
     ProtocolError,
@@ -54,10 +55,23 @@ from vllmport.bridge.messages import (
 )
 from vllmport.bridge.timeouts import Timeouts, milliseconds, to_wire
 from vllmport.pool.client.mailbox import Done, Event, Failed, Item, Mailbox, ThreadMailbox
+from vllmport.pool.endpoint import is_tcp, tcp_address
+from vllmport.pool.keys import ClientKeys
 
 logger = logging.getLogger("vllmport.client")
 
 _POLLIN: Final = int(zmq.POLLIN)
+
+ENDINGS: Final = (
+    zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+"""What the monitor of a connection reports: that it ended, or never began."""
+
+PROBE_TIMEOUT: Final = 1.0
+"""Seconds that somebody may take to accept a connection."""
 
 GRACE: Final = 2 * DEADLINE_GRACE_MS / 1000
 """Seconds after a deadline before this end gives up on the supervisor's answer."""
@@ -67,15 +81,17 @@ class Connection:
     """An open connection.
 
     Args:
-        endpoint: `ipc://PATH` of the pool.
+        endpoint: `ipc://PATH` or `tcp://HOST:PORT` of the pool.
         timeout: Seconds to wait for the pool's answer to HELLO.
+        keys: What a pool that listens on TCP asks for.
 
     Raises:
         ConnectFailed: Nobody answers there.
-        ProtocolError: Somebody does, but not in this protocol, or refuses this user.
+        PermissionDenied: It refuses this user or this key.
+        ProtocolError: Somebody does, but not in this protocol.
     """
 
-    def __init__(self, endpoint: str, timeout: float = 5.0) -> None:
+    def __init__(self, endpoint: str, timeout: float = 5.0, keys: ClientKeys | None = None) -> None:
         probe(endpoint)
         self.endpoint = endpoint
         self.pid = os.getpid()
@@ -92,7 +108,10 @@ class Connection:
         self._socket.setsockopt(zmq.LINGER, 200)
         self._socket.setsockopt(zmq.RECONNECT_IVL, -1)
         self._socket.setsockopt(zmq.RCVHWM, 0)  # streams are bounded by credit
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._socket.setsockopt(zmq.IPV6, 1)
+        if keys is not None:
+            keys.put_on(self._socket)
+        self._monitor = self._socket.get_monitor_socket(ENDINGS)
         self._socket.connect(endpoint)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
@@ -242,8 +261,17 @@ class Connection:
     def _greet(self, timeout: float) -> Welcome:
         product = version("vllmport")
         hello = Hello([PROTOCOL_VERSION], product, self.pid, "python")
-        self._socket.send_multipart(encode(hello))
-        if not self._socket.poll(milliseconds(timeout)):
+        try:
+            self._socket.send_multipart(encode(hello), zmq.NOBLOCK)
+        except zmq.Again:  # the connection was refused already, and there is no other
+            raise refused(self.endpoint) from None
+        poller = zmq.Poller()
+        for source in (self._socket, self._monitor):
+            poller.register(source, zmq.POLLIN)
+        ready = dict(poller.poll(milliseconds(timeout)))
+        if self._monitor in ready and not _readable(self._socket):
+            raise refused(self.endpoint)
+        if not ready:
             text = f"nobody answered at {self.endpoint} within {timeout:g} s"
             raise ConnectFailed(text, phase="connect", details={"endpoint": self.endpoint})
         message, payload, _ = decode(self._socket.recv_multipart())
@@ -394,19 +422,34 @@ def _checked(header: Call, packed: Packed) -> list[Bytes]:
 
 
 def probe(endpoint: str) -> None:
-    """Say at once, with the reason, if nobody can be behind an ipc endpoint."""
-    path = endpoint.removeprefix("ipc://")
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.settimeout(1)
-            probe.connect(path)
-        except OSError as exc:
-            raise ConnectFailed(
-                f"no pool at {endpoint} ({exc.strerror or exc}); start one with `vllmport serve`, "
-                "or name another with VLLMPORT_ENDPOINT",
-                phase="connect",
-                details={"endpoint": endpoint},
-            ) from exc
+    """Say at once, with the reason, if nobody can be behind an endpoint."""
+    try:
+        if is_tcp(endpoint):
+            socket.create_connection(tcp_address(endpoint), PROBE_TIMEOUT).close()
+            return
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(PROBE_TIMEOUT)
+            probe.connect(endpoint.removeprefix("ipc://"))
+    except OSError as exc:
+        raise ConnectFailed(
+            f"no pool at {endpoint} ({exc.strerror or exc}); start one with `vllmport serve`, "
+            "or name another with VLLMPORT_ENDPOINT",
+            phase="connect",
+            details={"endpoint": endpoint},
+        ) from exc
+
+
+def refused(endpoint: str) -> VllmportError:
+    """Return the error of a connection that ended before anything was said on it."""
+    where = {"endpoint": endpoint}
+    if is_tcp(endpoint):
+        text = (
+            f"{endpoint} refused the connection: the pool does not know this key, or server_key is "
+            "not its public key"
+        )
+        return PermissionDenied(text, phase="connect", details=where)
+    text = f"{endpoint} ended the connection before it began"
+    return ConnectFailed(text, phase="connect", details=where)
 
 
 def _timeouts_of(terms: Any) -> Timeouts:

@@ -8,6 +8,7 @@ from typing import Final
 from vllmport.bridge.errors import ConnectFailed, PoolClosed
 from vllmport.bridge.timeouts import Timeouts
 from vllmport.pool.client.connection import Connection
+from vllmport.pool.keys import ClientKeys
 
 RECONNECT: Final = 10.0
 """Seconds that a service may take to come back."""
@@ -21,13 +22,17 @@ class Link:
     Args:
         endpoint: Where.
         patience: Seconds to wait for a pool that answered before and does not now.
+        keys: What a pool that listens on TCP asks for.
 
     Attributes:
         timeouts: What the pool said of time-outs when it was reached last.
     """
 
-    def __init__(self, endpoint: str, patience: float = 0.0) -> None:
+    def __init__(
+        self, endpoint: str, patience: float = 0.0, keys: ClientKeys | None = None
+    ) -> None:
         self.endpoint = endpoint
+        self._keys = keys
         self._patience = patience
         self.timeouts = Timeouts()
         self._connection: Connection | None = None
@@ -66,7 +71,7 @@ class Link:
         end = time.monotonic() + patience
         while True:
             try:
-                connection = Connection(self.endpoint)
+                connection = Connection(self.endpoint, keys=self._keys)
             except ConnectFailed:
                 if self._closed or time.monotonic() > end:
                     raise

@@ -5,6 +5,7 @@ import os
 import sys
 import weakref
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 from vllmport.bridge.errors import VllmportError
@@ -13,7 +14,8 @@ from vllmport.pool.client.launch import OwnedSupervisor
 from vllmport.pool.client.link import RECONNECT, Link
 from vllmport.pool.client.llm import LLM, run_call
 from vllmport.pool.client.requests import call_for
-from vllmport.pool.endpoint import default_endpoint, socket_path
+from vllmport.pool.endpoint import check_endpoint, default_endpoint
+from vllmport.pool.keys import keys_for
 
 if TYPE_CHECKING:
     from vllmport.pool.engine_args import EngineArgs
@@ -50,20 +52,30 @@ class Pool:
         _register(supervisor)
 
     @classmethod
-    def connect(cls, endpoint: str | None = None) -> Self:
+    def connect(
+        cls,
+        endpoint: str | None = None,
+        *,
+        server_key: str | None = None,
+        key: str | Path | None = None,
+    ) -> Self:
         """Join a pool that runs already.
 
         Args:
             endpoint: Where; None for `VLLMPORT_ENDPOINT`, else the user's runtime folder.
+            server_key: For `tcp://`: the pool's public key; None for `VLLMPORT_SERVER_KEY`.
+            key: For `tcp://`: the file of one's own key pair, as `vllmport keygen` writes it; None
+                for `VLLMPORT_KEY`.
 
         Raises:
             ConnectFailed: Nobody answers there.
-            InvalidRequest: It is no endpoint.
+            InvalidRequest: It is no endpoint, or a key is missing.
+            PermissionDenied: The pool does not know the key, or is another one.
         """
         endpoint = endpoint or default_endpoint()
-        socket_path(endpoint)
+        check_endpoint(endpoint)
         self = cls.__new__(cls)
-        self.link = Link(endpoint, RECONNECT)
+        self.link = Link(endpoint, RECONNECT, keys_for(endpoint, server_key, key))
         self.link.connection()
         self._finalizer = weakref.finalize(self, _shut, self.link, None)
         return self

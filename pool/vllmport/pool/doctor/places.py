@@ -8,7 +8,13 @@ from pathlib import Path
 from vllmport.bridge.errors import InvalidRequest, VllmportError
 from vllmport.pool.client.pool import Pool
 from vllmport.pool.doctor.finding import Finding, fail, ok, warn
-from vllmport.pool.endpoint import default_endpoint, runtime_dir, socket_path
+from vllmport.pool.endpoint import (
+    default_endpoint,
+    is_tcp,
+    place_of,
+    runtime_dir,
+    tcp_address,
+)
 
 
 def check_folder() -> Finding:
@@ -25,9 +31,15 @@ def check_endpoint(endpoint: str | None) -> Finding:
     """A pool answers there, or one can be started; None is the user's usual endpoint."""
     try:
         endpoint = endpoint or default_endpoint()
-        path = socket_path(endpoint)
+        path = place_of(endpoint, runtime_dir())
     except InvalidRequest as exc:
         return fail("endpoint", exc.message, "give another with --endpoint or VLLMPORT_ENDPOINT")
+    if is_tcp(endpoint):
+        return _ask(endpoint) if _listens_on(tcp_address(endpoint)) else _free(endpoint)
+    return _check_socket(endpoint, path)
+
+
+def _check_socket(endpoint: str, path: Path) -> Finding:
     held, listening = _is_held(Path(f"{path}.lock")), _listens(path)
     if held and listening:
         return _ask(endpoint)
@@ -49,6 +61,10 @@ def check_endpoint(endpoint: str | None) -> Finding:
             f"{path} was left by a pool that is gone",
             "nothing: the next `vllmport serve` there removes it, and so does `vllmport reap`",
         )
+    return _free(endpoint)
+
+
+def _free(endpoint: str) -> Finding:
     return ok("endpoint", f"{endpoint} is free")
 
 
@@ -77,6 +93,14 @@ def _is_held(lock: Path) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+def _listens_on(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, 1.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def _listens(path: Path) -> bool:

@@ -12,7 +12,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from vllmport.pool.endpoint import EndpointTaken, lock_endpoint
+import zmq
+
+from vllmport.pool.endpoint import EndpointTaken, lock_endpoint, place_of
 from vllmport.pool.plan import Plan
 from vllmport.pool.reap import sweep
 from vllmport.pool.supervisor.server import Supervisor
@@ -41,33 +43,42 @@ def main() -> int:
     # What workers inherit, unless their own environment says otherwise.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", level)
     os.environ["VLLMPORT_PROCESS_GROUP_KILL"] = str(int(plan.process_group_kill))
+    place = place_of(plan.endpoint, Path(plan.run_dir).parent)
     try:
-        lock = lock_endpoint(Path(plan.socket_path), LOCK_PATIENCE)
+        lock = lock_endpoint(place, LOCK_PATIENCE, plan.endpoint)
     except EndpointTaken as exc:
-        _report(args.ready_fd, {"error": str(exc)})
-        shutil.rmtree(plan.run_dir, ignore_errors=True)
-        return EXIT_TAKEN
+        return _give_up(plan, args.ready_fd, str(exc))
     for fd in (args.ready_fd, args.lifeline_fd):
         if fd >= 0:
             os.set_inheritable(fd, False)  # noqa: FBT003
     os.utime(plan.run_dir)  # it is not one that was forgotten
     found = sweep(Path(plan.run_dir).parent)
-    supervisor = Supervisor(plan, lock, args.lifeline_fd)
+    try:
+        supervisor = Supervisor(plan, lock, args.lifeline_fd)
+    except zmq.ZMQError as exc:  # another program has the port, or the address is not ours
+        _unlock(place)
+        return _give_up(plan, args.ready_fd, f"cannot listen at {plan.endpoint}: {exc.strerror}")
     supervisor.report(found)
     _report(args.ready_fd, {"pid": os.getpid()})
     try:
         status = supervisor.run()
     except SpawnerFailed as exc:
         logger.error("%s", exc)
-        _unlock(plan)
+        _unlock(place)
         os._exit(EXIT_NO_SPAWNER)  # its sockets are in the middle of something
-    _unlock(plan)
+    _unlock(place)
     return status
 
 
-def _unlock(plan: Plan) -> None:
+def _unlock(place: Path) -> None:
     """Give the endpoint back, unless that went with the folder of the run."""
-    Path(f"{plan.socket_path}.lock").unlink(missing_ok=True)
+    Path(f"{place}.lock").unlink(missing_ok=True)
+
+
+def _give_up(plan: Plan, ready_fd: int, why: str) -> int:
+    _report(ready_fd, {"error": why})
+    shutil.rmtree(plan.run_dir, ignore_errors=True)
+    return EXIT_TAKEN
 
 
 def _report(fd: int, message: dict[str, object]) -> None:

@@ -15,6 +15,8 @@ import zmq
 
 from vllmport.bridge.codec import Bytes
 from vllmport.bridge.limits import MAX_FRAME
+from vllmport.pool.supervisor.access import OWNER, Guest
+from vllmport.pool.supervisor.door import Door
 
 logger = logging.getLogger("vllmport.supervisor")
 
@@ -30,15 +32,27 @@ class Client:
     identity: bytes
     fd: int
     pid: int
+    guest: Guest = OWNER
     waiting: deque[list[Bytes]] = field(default_factory=deque)
     waiting_bytes: int = 0
 
 
 class Clients:
-    """The front socket and its connections."""
+    """The front socket and its connections.
+
+    Args:
+        context: Where the socket belongs.
+        endpoint: Where to listen.
+        max_bytes: Bytes that may wait for one client that does not read.
+        door: Who guards it, where that is not the file system.
+    """
 
     def __init__(
-        self, context: "zmq.Context[zmq.Socket[bytes]]", endpoint: str, max_bytes: int
+        self,
+        context: "zmq.Context[zmq.Socket[bytes]]",
+        endpoint: str,
+        max_bytes: int,
+        door: Door | None = None,
     ) -> None:
         socket = context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -51,6 +65,9 @@ class Clients:
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20000)
         self.socket = socket
         self.monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        if door is not None:
+            door.guard(socket)
+        self._door = door
         self._max_bytes = max_bytes
         self._keys = itertools.count(1)
         self._by_identity: dict[bytes, Client] = {}
@@ -94,14 +111,14 @@ class Clients:
         another connection can have the same one: once all reports are read, `fd` is this one's.
 
         Raises:
-            PermissionError: It belongs to another user.
+            PermissionError: It belongs to another user, or its key is not known any more.
         """
-        address = str(frame.get("Peer-Address"))
-        uid = address.rsplit(":", 3)[1] if address.count(":") >= 3 else ""
-        if uid != str(os.getuid()):
-            raise PermissionError(f"this pool belongs to another user (peer {address})")
+        if self._door is None:
+            guest = _check_user(str(frame.get("Peer-Address")))
+        else:
+            guest = self._door.guest(str(frame.get("User-Id")))
         gone = self.disconnected()
-        client = Client(next(self._keys), identity, int(frame.get(zmq.SRCFD)), pid)
+        client = Client(next(self._keys), identity, int(frame.get(zmq.SRCFD)), pid, guest)
         self._by_identity[identity] = self._by_key[client.key] = self._by_fd[client.fd] = client
         return client, gone
 
@@ -115,6 +132,10 @@ class Clients:
                 self.forget(client)
                 gone.append(client)
         return gone
+
+    def of(self, guest: Guest) -> list[int]:
+        """Return the connections of a guest."""
+        return [key for key, client in self._by_key.items() if client.guest.name == guest.name]
 
     def forget(self, client: Client) -> None:
         """Drop a client and what waits for it."""
@@ -171,3 +192,11 @@ class Clients:
         client.waiting_bytes += sum(map(len, frames))
         self._slow[client.key] = client
         return client if client.waiting_bytes > self._max_bytes else None
+
+
+def _check_user(address: str) -> Guest:
+    """Let in who runs as the user that this process runs as; the kernel tells, not the client."""
+    uid = address.rsplit(":", 3)[1] if address.count(":") >= 3 else ""
+    if uid != str(os.getuid()):
+        raise PermissionError(f"this pool belongs to another user (peer {address})")
+    return OWNER

@@ -120,6 +120,10 @@ class Control:
         except VllmportError as exc:
             self._fail(key, exc)
 
+    def waiting_for(self, client: int) -> int:
+        """Return how many calls of a client are not answered yet."""
+        return sum(key[0] == client for key in self._waiting)
+
     def cancel(self, client: int, call_id: int, now: float) -> None:
         """Give up waiting, and the lease that a `load` took."""
         key = (client, call_id)

@@ -27,6 +27,7 @@ from vllmport.bridge.messages import (
 from vllmport.bridge.states import CallEvent, CallState
 from vllmport.bridge.timeouts import to_wire
 from vllmport.pool.supervisor import verdicts
+from vllmport.pool.supervisor.access import Usage
 from vllmport.pool.supervisor.calls import RESUME, Key, ModelQueue, OpenCall
 from vllmport.pool.supervisor.events import EventLog
 
@@ -208,6 +209,12 @@ class Dispatcher:
     def queued(self, model: str) -> int:
         """Return how many calls wait for this model."""
         return self._models[model].waiting
+
+    def held_by(self, client: int) -> Usage:
+        """Return what a client holds: its open calls, and those of them that wait."""
+        calls = [self._calls[key] for key in self._by_client.get(client, ())]
+        waiting = sum(call.state is CallState.QUEUED for call in calls)
+        return Usage(len(calls), waiting, sum(call.size for call in calls))
 
     @property
     def open_calls(self) -> int:

@@ -9,7 +9,7 @@ import zmq
 
 from vllmport.bridge import limits
 from vllmport.bridge.codec import Bytes, Packed, pack
-from vllmport.bridge.errors import PoolClosed, ProtocolError, VllmportError
+from vllmport.bridge.errors import PermissionDenied, PoolClosed, ProtocolError, VllmportError
 from vllmport.bridge.messages import (
     Bye,
     Call,
@@ -24,6 +24,7 @@ from vllmport.bridge.messages import (
     encode,
     error_message,
 )
+from vllmport.pool.supervisor.access import OWNER, Guest, Usage, forbidden, sum_of, too_much
 from vllmport.pool.supervisor.clients import Client, Clients
 from vllmport.pool.supervisor.deciders import Deciders
 
@@ -76,7 +77,7 @@ class Front:
                     self._on_stranger(identity, message, first)
                 else:
                     self._on_client(client, message, Packed(bytes(payload), list(buffers)), now)
-            except ProtocolError as exc:
+            except (ProtocolError, PermissionDenied) as exc:
                 logger.info("client=%s bad message: %s", client.key if client else "?", exc)
                 self._clients.send_to_stranger(identity, error_frames(exc))
             except Exception:  # outermost: one message must not end the pool
@@ -118,7 +119,7 @@ class Front:
         try:
             client, gone = self._clients.admit(identity, first, message.pid)
         except PermissionError as exc:
-            raise ProtocolError(str(exc)) from exc
+            raise PermissionDenied(str(exc)) from exc
         self._forget_all(gone)
         logger.info("client=%d connected pid=%d name=%s", client.key, message.pid, message.name)
         self._events.add("client.connected", client=client.key, pid=message.pid, name=message.name)
@@ -127,9 +128,9 @@ class Front:
     def _on_client(self, client: Client, message: Message, packed: Packed, now: float) -> None:
         match message:
             case Call():
-                if self.stopping and (message.model or message.verb in ("load", "restart")):
-                    error = PoolClosed("the pool is shutting down")
-                    self.send(client.key, error_frames(error, message.id))
+                error = self._refusal(client, message, packed)
+                if error is not None:
+                    self.send(client.key, error_frames(error, message.id, message.request_id))
                 elif message.model:
                     self._dispatcher.call(client.key, message, packed, now)
                 else:
@@ -146,6 +147,29 @@ class Front:
             case _:
                 raise ProtocolError(f"a client sends no {type(message).__name__.upper()}")
 
+    def _refusal(self, client: Client, call: Call, packed: Packed) -> VllmportError | None:
+        """Return why a call goes no further, None if it does."""
+        if client.guest is not OWNER:
+            error = self._access_error(client.guest, call, packed)
+            if error is not None:
+                return error
+        if self.stopping and (call.model or call.verb in ("load", "restart")):
+            return PoolClosed("the pool is shutting down")
+        return None
+
+    def _access_error(self, guest: Guest, call: Call, packed: Packed) -> VllmportError | None:
+        try:
+            error = forbidden(guest, call, packed)
+        except ProtocolError as exc:
+            return exc
+        size = len(packed.payload) + sum(map(len, packed.buffers))
+        used = sum_of(map(self._used_by, self._clients.of(guest)))
+        return error or too_much(guest, used, call, size)
+
+    def _used_by(self, client: int) -> Usage:
+        waiting = self._control.waiting_for(client)
+        return sum_of([self._dispatcher.held_by(client), Usage(waiting, 0, 0)])
+
     def _forget_all(self, gone: list[Client]) -> None:
         for client in gone:
             self._forget(client, "disconnected")
@@ -159,9 +183,9 @@ class Front:
         self._fleet.client_gone(client.key, now)
 
 
-def error_frames(error: VllmportError, call_id: int = 0) -> list[Bytes]:
+def error_frames(error: VllmportError, call_id: int = 0, request_id: str = "") -> list[Bytes]:
     """Encode an error that answers a client."""
-    return encode(error_message(error, call_id), pack(error.details))
+    return encode(error_message(error, call_id), pack(error.details_for(request_id)))
 
 
 def _limits() -> dict[str, int]:

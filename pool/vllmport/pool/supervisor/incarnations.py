@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from vllmport.bridge.board import SIZE, Board, OnRecord
+from vllmport.pool.endpoint import place_of
 from vllmport.pool.ledger import Ledger
 from vllmport.pool.leftovers import remove
 from vllmport.pool.plan import Plan
@@ -97,7 +98,7 @@ class Incarnations:
         self._after = after
         self._by_nonce: dict[str, _Incarnation] = {}
         self._by_worker: dict[str, _Incarnation] = {}
-        self._paths = [plan.run_dir, plan.socket_path]
+        self._paths = [plan.run_dir, str(place_of(plan.endpoint, Path(plan.run_dir).parent))]
         self._folder = Path(plan.run_dir) / FOLDER
         self._folder.mkdir(mode=0o700, exist_ok=True)
         self._ledger = Ledger(plan.run_dir, plan.endpoint, plan.owner_pid)

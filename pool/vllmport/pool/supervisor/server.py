@@ -10,6 +10,7 @@ import os
 import secrets
 import signal
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -31,6 +32,7 @@ from vllmport.pool.supervisor.crew import Crew
 from vllmport.pool.supervisor.deciders import Deciders
 from vllmport.pool.supervisor.descriptors import Descriptors
 from vllmport.pool.supervisor.dispatch import Dispatcher, ToClient, ToWorker
+from vllmport.pool.supervisor.door import Door
 from vllmport.pool.supervisor.events import EventLog
 from vllmport.pool.supervisor.fleet import Fleet
 from vllmport.pool.supervisor.front import Front
@@ -63,7 +65,8 @@ class Supervisor:
         self._deadline = math.inf  # of stopping
         become_subreaper()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._clients = Clients(self._context, plan.endpoint, policy.max_client_bytes)
+        self._door = Door(self._context, plan.security) if plan.security is not None else None
+        self._clients = Clients(self._context, plan.endpoint, policy.max_client_bytes, self._door)
         self._workers = Workers(self._context, f"ipc://{plan.run_dir}/workers.sock")
         self._events = EventLog(time.time)
         self._dispatcher = Dispatcher(
@@ -116,25 +119,26 @@ class Supervisor:
         self._act(now)
         logger.info("serving endpoint=%s pid=%d", self._plan.endpoint, os.getpid())
         poller = zmq.Poller()
-        for source in (
-            self._clients.monitor,
-            self._clients.socket,
-            self._workers.socket,
-            self._descriptors,
-        ):
+        sources = self._sources()
+        for source, _ in sources:
             poller.register(source, zmq.POLLIN)
         while not self._finished():
             ready = dict(poller.poll(self._timeout(time.monotonic())))
-            if self._clients.monitor in ready:
-                self._front.on_disconnects()
-            if self._workers.socket in ready:
-                self._back.on_messages()  # before exits are dealt with: last words count
-            if self._descriptors.fileno() in ready:
-                self._descriptors.handle()
-            if self._clients.socket in ready:
-                self._front.on_messages()
+            for source, handle in sources:
+                if source in ready:
+                    handle()
             self._on_time(time.monotonic())
         return self._leave()
+
+    def _sources(self) -> list[tuple[Any, Callable[[], None]]]:
+        """Return what is waited for and who handles it, in the order in which they have to."""
+        return [
+            *([(self._door.socket, self._door.on_requests)] if self._door is not None else []),
+            (self._clients.monitor, self._front.on_disconnects),
+            (self._workers.socket, self._back.on_messages),  # before exits: last words count
+            (self._descriptors.fileno(), self._descriptors.handle),
+            (self._clients.socket, self._front.on_messages),
+        ]
 
     def _timeout(self, now: float) -> int | None:
         due = min(next_deadline() for next_deadline, _ in self._timed)

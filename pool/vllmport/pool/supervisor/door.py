@@ -1,0 +1,126 @@
+"""The door of a pool that listens on TCP: encryption, and who is let in at all.
+
+Owns the socket that ZeroMQ asks about each new connection (ZAP, RFC 27); the supervisor's loop
+reads it like the others. Looks at the file of keys again whenever that has changed: a key can be
+added or taken away while the pool runs. Who is connected already stays until it leaves.
+"""
+
+import logging
+import tomllib
+from pathlib import Path
+from typing import Final
+
+import zmq
+from zmq.utils import z85
+
+from vllmport.bridge.errors import InvalidRequest
+from vllmport.pool.plan import Security
+from vllmport.pool.supervisor.access import Guest, guests_from
+
+logger = logging.getLogger("vllmport.supervisor")
+
+_ZAP: Final = "inproc://zeromq.zap.01"
+_HANDSHAKE_MS: Final = 5000
+"""Milliseconds in which a connection has to say who it is."""
+
+
+class Door:
+    """Lets in those whose keys are in the file.
+
+    Args:
+        context: The one of the socket to be guarded, which must not be bound yet.
+        security: The pool's own key pair and the file of keys.
+
+    Raises:
+        InvalidRequest: The file of keys cannot be used.
+    """
+
+    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", security: Security) -> None:
+        self._security = security
+        self._path = Path(security.clients)
+        self._stamp = self._stamp_now()
+        self._guests = read_guests(self._path)
+        self._by_name = {guest.name: guest for guest in self._guests.values()}
+        self.socket = context.socket(zmq.ROUTER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.bind(_ZAP)
+
+    def guard(self, socket: "zmq.Socket[bytes]") -> None:
+        """Have a socket let nobody in but through this door, before it binds."""
+        socket.setsockopt(zmq.CURVE_SERVER, 1)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, self._security.secret_key.encode())
+        socket.setsockopt(zmq.ZAP_DOMAIN, b"vllmport")
+        socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+        socket.setsockopt(zmq.IPV6, 1)
+
+    def guest(self, name: str) -> Guest:
+        """Return who came in under this name.
+
+        Raises:
+            PermissionError: It was taken out of the file meanwhile.
+        """
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise PermissionError("this key is not known here any more") from None
+
+    def on_requests(self) -> None:
+        """Answer what ZeroMQ asks."""
+        while True:
+            try:
+                frames = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._answer(frames)
+
+    def _answer(self, frames: list[bytes]) -> None:
+        split = frames.index(b"") + 1
+        version, request, _, address, _, mechanism, *credentials = frames[split:]
+        guest = None
+        if mechanism == b"CURVE" and len(credentials) == 1:
+            self._look_again()
+            guest = self._guests.get(z85.encode(credentials[0]).decode())
+        if guest is None:
+            logger.warning("refused address=%s: its key is not known", address.decode())
+        code, text = (b"200", b"OK") if guest is not None else (b"400", b"unknown key")
+        name = guest.name.encode() if guest is not None else b""
+        self.socket.send_multipart([*frames[:split], version, request, code, text, name, b""])
+
+    def _look_again(self) -> None:
+        stamp = self._stamp_now()
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._guests = read_guests(self._path)
+        except InvalidRequest as exc:
+            logger.error("the keys stay as they were: %s", exc)  # it says it all
+            return
+        self._by_name = {guest.name: guest for guest in self._guests.values()}
+        logger.info("read %d keys of %s", len(self._guests), self._path)
+
+    def _stamp_now(self) -> tuple[int, int, int]:
+        try:
+            info = self._path.stat()
+        except OSError:
+            return (0, 0, 0)
+        return (info.st_mtime_ns, info.st_ino, info.st_size)
+
+
+def read_guests(path: Path) -> dict[str, Guest]:
+    """Read a file of keys: public key → guest.
+
+    Raises:
+        InvalidRequest: It cannot be read, others may write to it, or something in it is wrong.
+    """
+    try:
+        if path.stat().st_mode & 0o022:
+            text = f"others may write to {path}, and so let themselves in; run `chmod 600 {path}`"
+            raise InvalidRequest.of("security.clients", str(path), text)
+        return guests_from(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as exc:
+        text = f"cannot read the keys {path}: {exc.strerror}"
+        raise InvalidRequest.of("security.clients", str(path), text) from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        text = f"{path} is not TOML: {exc}"
+        raise InvalidRequest.of("security.clients", str(path), text) from exc
