@@ -38,14 +38,19 @@ class Deadlines(Generic[K]):
             self._heap = [entry for entry in self._heap if self._due.get(entry[2]) == entry[0]]
             heapq.heapify(self._heap)
 
-    def next(self) -> float:
-        """Return when the next key is due, infinity if there is none."""
+    def first(self) -> tuple[float, K] | None:
+        """Return when the next key is due, and which it is; None if there is none."""
         while self._heap:
             due, _, key = self._heap[0]
             if self._due.get(key) == due:
-                return due
+                return due, key
             heapq.heappop(self._heap)
-        return math.inf
+        return None
+
+    def next(self) -> float:
+        """Return when the next key is due, infinity if there is none."""
+        first = self.first()
+        return math.inf if first is None else first[0]
 
     def pop_due(self, now: float) -> Iterator[K]:
         """Take out and yield every key that is due, the oldest first."""

@@ -112,6 +112,8 @@ class Admission:
         self._has_gpus = has_gpus
         self._waiting: dict[str, _Waiting] = {}
         self._held: dict[str, _Held] = {}
+        self._loads = 0
+        self._loading_ram = 0  # what running loads may still take
         self._read_at = -math.inf
         self._due = math.inf
 
@@ -130,7 +132,7 @@ class Admission:
         """A worker has loaded. Others may load on its devices from now on."""
         held = self._held.get(worker)
         if held is not None:
-            held.loading = False
+            self._loaded(held)
             self._due = now
             self._read_at = -math.inf  # what was read before does not count what it took last
             for index in held.devices:
@@ -140,7 +142,10 @@ class Admission:
         """Nothing is left of a worker's processes, however they ended."""
         self._due = now
         held = self._held.pop(worker, None)
-        for index in held.devices if held is not None else ():
+        if held is None:
+            return
+        self._loaded(held)
+        for index in held.devices:
             self.devices[index].drop(worker, now + self._policy.memory_timeout)
 
     def withdraw(self, worker: str, now: float) -> bool:
@@ -229,13 +234,16 @@ class Admission:
 
     # Inside.
 
-    @property
-    def _loads(self) -> int:
-        return sum(held.loading for held in self._held.values())
+    def _loaded(self, held: _Held) -> None:
+        """Count a load out, once."""
+        if held.loading:
+            held.loading = False
+            self._loads -= 1
+            self._loading_ram -= held.needs.ram
 
     def _left_of(self, free_ram: int) -> int:
         """What is free, less what running loads will still take: they may not have it yet."""
-        return free_ram - sum(held.needs.ram for held in self._held.values() if held.loading)
+        return free_ram - self._loading_ram
 
     def _places(self, needs: Needs) -> bool:
         """Whether devices are chosen here. Slices of a GPU have names of their own and are not."""
@@ -336,6 +344,8 @@ class Admission:
     def _grant(self, worker: str, needs: Needs, devices: tuple[int, ...]) -> Grant:
         del self._waiting[worker]
         self._held[worker] = _Held(needs, devices)
+        self._loads += 1
+        self._loading_ram += needs.ram
         for index in devices:
             self.devices[index].take(worker, needs.fraction)
         return Grant(worker, devices)

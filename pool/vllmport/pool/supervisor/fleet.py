@@ -1,14 +1,14 @@
 """Decides which workers there have to be, and what is done to each: start, stop, replace, give up.
 
 Pure: no processes, no clock. Every method takes what happened and `now`; what has to be done is
-collected and handed over by `take_actions`.
+collected and handed over by `take_actions`. The steps of stopping are in `stopping.py`, who is
+replaced next in `replacing.py`, whether a worker that died is started again in `restarting.py`.
 """
 
-import math
 import random
 from collections import Counter
-from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from vllmport.bridge.errors import InvalidRequest, StartupFailed, VllmportError
 from vllmport.bridge.states import WorkerEvent, WorkerState
@@ -17,20 +17,18 @@ from vllmport.pool.supervisor import restarting
 from vllmport.pool.supervisor.actions import (
     Action,
     Adopt,
-    Drain,
     Kill,
     Refuse,
     Removed,
-    SayBye,
     Serve,
     Settled,
     Spawn,
 )
+from vllmport.pool.supervisor.agenda import Agenda
 from vllmport.pool.supervisor.events import EventLog
 from vllmport.pool.supervisor.places import COMING, Model, Worker
-
-STOPPING: Final = (0.5, 0.25, 0.25)
-"""Shares of `stop_timeout` that BYE, SIGTERM to the leader and SIGTERM to the group get."""
+from vllmport.pool.supervisor.replacing import Replacing
+from vllmport.pool.supervisor.stopping import Stopping
 
 READY, DRAINING, BACKOFF, FAILED = (
     WorkerState.READY,
@@ -71,14 +69,14 @@ class Fleet:
         self.models: dict[str, Model] = {}
         self.workers: dict[str, Worker] = {}
         self.restarts = 0
-        self.emptying: dict[str, None] = {}  # draining workers that still hold calls
+        self._agenda = Agenda(self.workers)
+        self._stopping = Stopping(policy, events, self._agenda)
+        self._replacing = Replacing(self.workers, policy, events, has_room, self)
         self._policy = policy
         self._events = events
         self._new_nonce = new_nonce
         self._take_spare = take_spare
-        self._has_room = has_room
         self._jitter = jitter
-        self._actions: list[Action] = []
 
     def __repr__(self) -> str:
         states = Counter(worker.state.value for worker in self.workers.values())
@@ -86,8 +84,12 @@ class Fleet:
 
     def take_actions(self) -> list[Action]:
         """Hand over what has to be done, in order. The caller must do all of it."""
-        actions, self._actions = self._actions, []
-        return actions
+        return self._agenda.take()
+
+    @property
+    def emptying(self) -> Mapping[str, None]:
+        """The draining workers that still hold calls."""
+        return self._stopping.emptying
 
     # What callers want.
 
@@ -159,24 +161,16 @@ class Fleet:
             raise InvalidRequest.of("name", name, f"model {name!r} is being unloaded")
         model.settled = False
         for worker in list(model.workers.values()):
-            if worker.state is READY:
-                model.to_replace[worker.id] = "restart"
-            elif worker.state is BACKOFF:
-                worker.due = now
+            if worker.state is BACKOFF:
+                self._agenda.remind(worker, now)
         self._start_failed(model, now)
-        self._replace_next(model, now)
+        self._replacing.want_all(model, now)
         return model
 
     def recycle(self, worker_id: str, reason: str, now: float) -> None:
         """Replace a worker that is READY, once the replacement is."""
         worker = self.workers[worker_id]
-        model = self.models[worker.model]
-        if now < model.recycle_after or worker.verdict or model.leaving:
-            return
-        if worker.state is READY and worker_id not in model.to_replace:
-            self._events.add("worker.recycling", worker=worker_id, pid=worker.pid, reason=reason)
-            model.to_replace[worker_id] = reason
-            self._replace_next(model, now)
+        self._replacing.want(worker, self.models[worker.model], reason, now)
 
     def find(self, name: str) -> Model:
         """Return the model of this name.
@@ -202,7 +196,7 @@ class Fleet:
         worker = self.workers[worker_id]
         worker.spawned = now
         if worker.state is WorkerState.STARTING:
-            worker.due = now + self._policy.load_timeout
+            self._agenda.remind(worker, now + self._policy.load_timeout)
 
     def spawned(self, worker_id: str, pid: int) -> None:
         """The process exists; it leads its own session and group."""
@@ -215,7 +209,7 @@ class Fleet:
         worker = self.workers[worker_id]
         if worker.state is WorkerState.STARTING:
             worker.take(WorkerEvent.REGISTERED, now)
-            worker.due = now + self._policy.load_timeout
+            self._agenda.remind(worker, now + self._policy.load_timeout)
             self._events.add("worker.registered", worker=worker_id, pid=worker.pid)
 
     def ready(
@@ -231,14 +225,8 @@ class Fleet:
         model.info, model.loads_in = info, now - worker.spawned
         took = round(model.loads_in, 3)
         self._events.add("worker.ready", worker=worker_id, pid=worker.pid, mode=mode, took=took)
-        self._actions.append(Serve(worker_id, worker.model, capacity))
-        if worker.replaces:
-            model.failed_replacements, model.recycle_after = 0, -math.inf
-        replaced = self.workers.get(worker.replaces)
-        worker.replaces = ""
-        if replaced is not None and replaced.state is not DRAINING:
-            self._drain(replaced, model.to_replace.pop(replaced.id, "replaced"), now)
-        self._replace_next(model, now)
+        self._agenda.add(Serve(worker_id, worker.model, capacity))
+        self._replacing.ready(worker, model, now)
         self._settle(model)
         return True
 
@@ -252,7 +240,7 @@ class Fleet:
         if worker.verdict or worker.state is not READY:
             return
         worker.verdict = reason
-        worker.due = now + self._policy.stop_timeout  # if SIGKILL does not help, say it again
+        self._agenda.remind(worker, now + self._policy.stop_timeout)  # to say it again
         self._events.add("worker.hung", worker=worker_id, pid=worker.pid, reason=reason)
         self._kill(worker)
 
@@ -290,12 +278,11 @@ class Fleet:
 
     def next_deadline(self) -> float:
         """Return when `tick` has to be called at the latest."""
-        return min((worker.due for worker in self.workers.values()), default=math.inf)
+        return self._agenda.next()
 
     def tick(self, now: float) -> None:
         """Do what is due: restart after a pause, take the next step of stopping."""
-        for worker in [worker for worker in self.workers.values() if worker.due <= now]:
-            worker.due = math.inf
+        for worker in self._agenda.pop_due(now):
             match worker.state:
                 case WorkerState.BACKOFF:
                     worker.restarts += 1
@@ -303,7 +290,7 @@ class Fleet:
                     worker.take(WorkerEvent.RETRY, now)
                     self._spawn(worker, now)
                 case WorkerState.DRAINING:
-                    self._stop_harder(worker, now)
+                    self._stopping.go_on(worker, now)
                 case WorkerState.STARTING | WorkerState.LOADING as state:
                     limit = self._policy.load_timeout
                     what = "did not register" if state is WorkerState.STARTING else "was not ready"
@@ -311,29 +298,40 @@ class Fleet:
                     worker.error = StartupFailed(text, phase="load", worker=worker.id)
                     self._kill(worker)
                 case WorkerState.READY:  # it was told to die, and did not
-                    worker.due = now + self._policy.stop_timeout
+                    self._agenda.remind(worker, now + self._policy.stop_timeout)
                     self._kill(worker)
 
     def drained(self, worker_id: str, now: float) -> None:
         """A draining worker holds no call any more: it can stop at once."""
         if worker_id in self.emptying:
-            self._stop_harder(self.workers[worker_id], now)
+            self._stopping.go_on(self.workers[worker_id], now)
 
     def hurry(self, now: float) -> None:
         """Kill what has not stopped yet."""
         for worker in self.workers.values():
             if worker.state is DRAINING:
-                worker.stop_step = len(STOPPING)
-                self._stop_harder(worker, now)
+                self._stopping.kill(worker, now)
 
-    # Inside: starting.
+    # Each change of who there is.
+
+    def new_worker(self, model: Model, now: float, replaces: str = "") -> None:
+        """Start one more worker of a model."""
+        worker = model.add(now, replaces)
+        self.workers[worker.id] = worker
+        self._spawn(worker, now)
+
+    def drain(self, worker: Worker, reason: str, now: float) -> None:
+        """Let a worker finish what it has; one without a process is forgotten at once."""
+        if not self._stopping.begin(worker, reason, now):
+            self._forget(worker, now)
+
+    # Inside.
 
     def _fill(self, model: Model, now: float) -> None:
         """Start the workers that a model should have and has not."""
-        lasting = sum(not worker.replaces for worker in model.lasting)
-        for _ in range(model.spec.replicas - lasting):
+        for _ in range(model.spec.replicas - model.standing):
             model.settled = False
-            self._new_worker(model, now)
+            self.new_worker(model, now)
 
     def _start_failed(self, model: Model, now: float) -> None:
         """Start those anew that were given up."""
@@ -342,11 +340,6 @@ class Fleet:
                 worker.take(WorkerEvent.DRAIN, now)
                 self._forget(worker, now)
 
-    def _new_worker(self, model: Model, now: float, replaces: str = "") -> None:
-        worker = Worker(model.free_place(), model.spec.name, since=now, replaces=replaces)
-        model.workers[worker.id] = self.workers[worker.id] = worker
-        self._spawn(worker, now)
-
     def _spawn(self, worker: Worker, now: float) -> None:
         worker.stage = "waits to be started"
         worker.pid = worker.stop_step = 0
@@ -354,21 +347,20 @@ class Fleet:
         spare = self._take_spare(self.models[worker.model].spec)
         if spare is None:
             worker.nonce = self._new_nonce()
-            self._actions.append(Spawn(worker.id, worker.nonce))
+            self._agenda.add(Spawn(worker.id, worker.nonce))
         else:
             worker.nonce, worker.spawned = spare.nonce, now
-            self._actions.append(Adopt(spare.id, worker.id))
+            self._agenda.add(Adopt(spare.id, worker.id))
 
     def _back_off(self, worker: Worker, model: Model, stderr: list[str], now: float) -> None:
         worker.take(WorkerEvent.DIED, now)
         deaths = len(worker.deaths)
-        worker.due = now + restarting.pause(deaths, self._policy, self._jitter())
+        self._agenda.remind(worker, now + restarting.pause(deaths, self._policy, self._jitter()))
         wait = round(worker.due - now, 3)
         self._events.add("worker.restarting", worker=worker.id, pause=wait, deaths=deaths)
-        served = any(other.state is READY for other in model.workers.values())
-        if deaths >= self._policy.fail_fast_after and not served:
+        if deaths >= self._policy.fail_fast_after and not model.has(READY):
             error = restarting.why_unavailable(worker, model, stderr, now)
-            self._actions.append(Refuse(model.spec.name, error))
+            self._agenda.add(Refuse(model.spec.name, error))
             self._events.add(
                 "model.unavailable",
                 model=model.spec.name,
@@ -381,36 +373,13 @@ class Fleet:
     ) -> None:
         """The replacement died before it was READY: the worker it was to replace goes on."""
         error = restarting.why_failed(worker, model.spec, self._policy, stderr)
-        model.to_replace.clear()
-        model.failed_replacements += 1
-        pause = restarting.pause(model.failed_replacements + 1, self._policy, self._jitter())
-        model.recycle_after = now + max(pause, self._policy.backoff_max)
+        self._replacing.failed(model, now, self._jitter())
         model.settled = model.ready
-        self._actions.append(Settled(model.spec.name, error))
+        self._agenda.add(Settled(model.spec.name, error))
         worker.take(WorkerEvent.GAVE_UP, now)
         worker.take(WorkerEvent.DRAIN, now)
         self._events.add("worker.gave_up", worker=worker.id, error=error.message)
         self._forget(worker, now)
-
-    def _replace_next(self, model: Model, now: float) -> None:
-        """Begin the next replacement, if none is on its way."""
-        if model.leaving or any(worker.replaces for worker in model.workers.values()):
-            return
-        for worker_id, reason in list(model.to_replace.items()):
-            worker = self.workers.get(worker_id)
-            if worker is None or worker.state is not READY:
-                del model.to_replace[worker_id]
-            elif self._has_room(worker):
-                self._new_worker(model, now, replaces=worker_id)
-                return
-            elif model.complete:  # no memory for two: one after the other
-                del model.to_replace[worker_id]
-                self._drain(worker, reason, now)
-                return
-            else:
-                return
-
-    # Inside: stopping.
 
     def _stop_unwanted(self, model: Model, now: float) -> None:
         if not model.leases and not model.declared:
@@ -421,72 +390,40 @@ class Fleet:
         model.to_replace.clear()
         for worker in list(model.workers.values()):
             if worker.state is not DRAINING:
-                self._drain(worker, reason, now)
-
-    def _drain(self, worker: Worker, reason: str, now: float) -> None:
-        """Let a worker finish what it has; one without a process is forgotten at once."""
-        was_ready = worker.state is READY
-        worker.take(WorkerEvent.DRAIN, now)
-        worker.reason = reason
-        if worker.state is WorkerState.STOPPED:
-            self._forget(worker, now)
-            return
-        self._events.add("worker.draining", worker=worker.id, pid=worker.pid, reason=reason)
-        if was_ready:
-            self.emptying[worker.id] = None
-            worker.due = now + self._policy.drain_timeout
-            self._actions.append(Drain(worker.id))
-        else:  # it loads, and reads no messages meanwhile
-            worker.stop_step = 1
-            self._stop_harder(worker, now)
-
-    def _stop_harder(self, worker: Worker, now: float) -> None:
-        """BYE, then SIGTERM to its leader, to its group, then SIGKILL to all it ever started."""
-        self.emptying.pop(worker.id, None)
-        steps: tuple[Action, ...] = (
-            SayBye(worker.id),
-            Kill(worker.id, "leader", gently=True),
-            Kill(worker.id, "group", gently=True),
-            Kill(worker.id),
-        )
-        step = worker.stop_step
-        self._actions.append(steps[step])
-        worker.stop_step = min(step + 1, len(STOPPING))
-        share = STOPPING[step] if step < len(STOPPING) else 1.0
-        worker.due = now + self._policy.stop_timeout * share
+                self.drain(worker, reason, now)
 
     def _kill(self, worker: Worker) -> None:
-        self._actions.append(Kill(worker.id))
+        self._agenda.add(Kill(worker.id))
 
     def _forget(self, worker: Worker, now: float) -> None:
         """Take a place away; another one takes over if the model still wants as many."""
         model = self.models[worker.model]
-        self.emptying.pop(worker.id, None)
-        del self.workers[worker.id], model.workers[worker.id]
+        self._stopping.ended(worker)
+        del self.workers[worker.id]
+        model.drop(worker)
         if not model.leaving:
             self._fill(model, now)
-            self._replace_next(model, now)
+            self._replacing.next(model, now)
             self._settle(model)
         elif not model.workers:
             del self.models[worker.model]
             self._events.add("model.unloaded", model=worker.model)
-            self._actions.append(Removed(worker.model))
+            self._agenda.add(Removed(worker.model))
 
     def _settle(self, model: Model) -> None:
         """Tell when a model came up, and when it cannot."""
         name = model.spec.name
-        states = [worker.state for worker in model.workers.values()]
-        if FAILED in states and not COMING.intersection(states):
+        if model.has(FAILED) and not model.has(*COMING):
             error = next(w.error for w in model.workers.values() if w.state is FAILED)
             assert error is not None, "a worker that was given up has a reason"
-            if READY not in states:
-                self._actions.append(Refuse(name, error))
+            if not model.has(READY):
+                self._agenda.add(Refuse(name, error))
             self._events.add("model.failed", model=name, error=error.message)
-            self._actions.append(Settled(name, error))
+            self._agenda.add(Settled(name, error))
         elif not model.settled and model.ready:
             model.settled = True
             self._events.add("model.ready", model=name)
-            self._actions.append(Settled(name, None))
+            self._agenda.add(Settled(name, None))
 
 
 def _difference(one: ModelSpec, other: ModelSpec) -> str:

@@ -1,5 +1,6 @@
 """The places that workers fill, and the models they belong to. Pure data."""
 
+import heapq
 import math
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ class Worker:
         replaces: The worker that drains once this one is READY, or "".
         due: When something has to be done about it.
         stop_step: How far stopping it has gone.
+        tally: How many workers of its model are in each state.
     """
 
     id: str
@@ -53,10 +55,13 @@ class Worker:
     deaths: deque[float] = field(default_factory=deque)
     due: float = math.inf
     stop_step: int = 0
+    tally: Counter[WorkerState] = field(default_factory=Counter, repr=False)
 
     def take(self, event: WorkerEvent, now: float) -> None:
         """Move on in the state table."""
+        self.tally[self.state] -= 1
         self.state = advance(WORKER_TRANSITIONS, self.state, event)
+        self.tally[self.state] += 1
         self.since = now
         self.due = math.inf
 
@@ -72,6 +77,7 @@ class Model:
         info: What its engine resolved.
         loads_in: Seconds from a process's start to READY, as last seen.
         to_replace: Workers to be replaced, one after the other, each with the reason.
+        replacing: The worker that comes up to replace another, or "".
         failed_replacements: How many in a row did not come up.
         recycle_after: When recycling may be tried again.
     """
@@ -87,34 +93,59 @@ class Model:
     to_replace: dict[str, str] = field(default_factory=dict)
     failed_replacements: int = 0
     recycle_after: float = -math.inf
+    replacing: str = ""
+    tally: Counter[WorkerState] = field(default_factory=Counter, repr=False)
+    _free: list[int] = field(default_factory=list, repr=False)
+
+    def add(self, now: float, replaces: str = "") -> Worker:
+        """Make a place for one more worker, under the lowest number that is free."""
+        number = heapq.heappop(self._free) if self._free else len(self.workers)
+        worker_id = f"{self.spec.name}/{number}"
+        worker = Worker(worker_id, self.spec.name, since=now, replaces=replaces, tally=self.tally)
+        self.workers[worker_id] = worker
+        self.tally[worker.state] += 1
+        if replaces:
+            self.replacing = worker_id
+        return worker
+
+    def drop(self, worker: Worker) -> None:
+        """Take a place away."""
+        del self.workers[worker.id]
+        self.tally[worker.state] -= 1
+        heapq.heappush(self._free, int(worker.id.rpartition("/")[2]))
+        if self.replacing == worker.id:
+            self.replacing = ""
+
+    def has(self, *states: WorkerState) -> bool:
+        """Tell whether a worker is in one of these states."""
+        return any(self.tally[state] for state in states)
 
     @property
     def state(self) -> WorkerState:
         """The model's state in one word: the best that one of its workers has."""
-        states = {worker.state for worker in self.workers.values()}
         order = ("READY", "LOADING", "STARTING", "BACKOFF", "DRAINING", "FAILED")
-        return next((WorkerState(name) for name in order if name in states), WorkerState.STOPPED)
+        states = (WorkerState(name) for name in order if self.tally[WorkerState(name)])
+        return next(states, WorkerState.STOPPED)
 
     @property
-    def lasting(self) -> list[Worker]:
-        """The workers that are not on their way out."""
-        return [w for w in self.workers.values() if w.state is not WorkerState.DRAINING]
+    def lasting(self) -> int:
+        """How many workers are not on their way out."""
+        return len(self.workers) - self.tally[WorkerState.DRAINING]
+
+    @property
+    def standing(self) -> int:
+        """How many of these do not come up to replace another."""
+        coming = self.workers.get(self.replacing)
+        extra = coming is not None and coming.state is not WorkerState.DRAINING
+        return self.lasting - extra
 
     @property
     def complete(self) -> bool:
         """Whether it has all the workers it should have, and none is on its way in."""
-        states = [worker.state for worker in self.lasting]
-        return len(states) == self.spec.replicas and not COMING.intersection(states)
+        return self.lasting == self.spec.replicas and not self.has(*COMING)
 
     @property
     def ready(self) -> bool:
         """Whether every worker it should have serves, and none is waiting to be replaced."""
-        states = {worker.state for worker in self.lasting}
-        return self.complete and states == {WorkerState.READY} and not self.to_replace
-
-    def free_place(self) -> str:
-        """Name a place that no worker has."""
-        index = 0
-        while f"{self.spec.name}/{index}" in self.workers:
-            index += 1
-        return f"{self.spec.name}/{index}"
+        serving = self.tally[WorkerState.READY]
+        return self.complete and serving == self.lasting and not self.to_replace

@@ -123,11 +123,13 @@ class Supervisor:
         for source, _ in sources:
             poller.register(source, zmq.POLLIN)
         while not self._finished():
-            ready = dict(poller.poll(self._timeout(time.monotonic())))
+            due = self._due()
+            ready = dict(poller.poll(milliseconds(due - time.monotonic())))
             for source, handle in sources:
                 if source in ready:
                     handle()
-            self._on_time(time.monotonic())
+            if due <= (now := time.monotonic()):
+                self._on_time(now)
         return self._leave()
 
     def _sources(self) -> list[tuple[Any, Callable[[], None]]]:
@@ -140,19 +142,17 @@ class Supervisor:
             (self._clients.socket, self._front.on_messages),
         ]
 
-    def _timeout(self, now: float) -> int | None:
-        due = min(next_deadline() for next_deadline, _ in self._timed)
-        if self._clients.slow:
-            due = min(due, now + SLOW_RETRY)
-        return milliseconds(due - now)
+    def _due(self) -> float:
+        """Return when something has to be done, though nothing comes."""
+        due = min([next_deadline() for next_deadline, _ in self._timed])
+        return min(due, time.monotonic() + SLOW_RETRY) if self._clients.slow else due
 
     def _on_time(self, now: float) -> None:
         for next_deadline, do_what_is_due in self._timed:
             if next_deadline() <= now:
                 do_what_is_due(now)
-        if self._clients.slow:
-            for client in self._clients.retry():
-                self._front.drop(client, "it does not read")
+        for client in self._clients.retry():
+            self._front.drop(client, "it does not read")
         self._act(now)
 
     def _expire(self, now: float) -> None:
@@ -185,6 +185,7 @@ class Supervisor:
         logger.info("the owner is gone pid=%d", self._plan.owner_pid)
         self.stop(drain=False)
         self._descriptors.unwatch_all(self._on_owner_gone)
+        self._act_now()
 
     def _watch_signals(self) -> None:
         readable, writable = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -197,6 +198,7 @@ class Supervisor:
         for signum in signums:
             logger.info("%s", signal.Signals(signum).name)
             self.stop(drain=not self._stopping)
+        self._act_now()
 
     # Stopping.
 
@@ -235,24 +237,28 @@ class Supervisor:
 
     def _act(self, now: float) -> None:
         """Do what the deciders decided, until they have decided nothing more."""
+        self._send_outgoing()
         while self._act_once(now):
-            pass
+            self._send_outgoing()
+
+    def _send_outgoing(self) -> None:
+        while outgoing := self._dispatcher.take_outgoing() + self._control.take_outgoing():
+            for message in outgoing:
+                match message:
+                    case ToClient(client, frames):
+                        self._front.send(client, frames)
+                    case ToWorker(worker, frames):
+                        self._workers.send(worker, frames)
 
     def _act_once(self, now: float) -> bool:
-        outgoing = self._dispatcher.take_outgoing() + self._control.take_outgoing()
+        """Do the rest of it; return whether there was any."""
         actions = self._fleet.take_actions() + self._standbys.take_actions()
-        for message in outgoing:
-            match message:
-                case ToClient(client, frames):
-                    self._front.send(client, frames)
-                case ToWorker(worker, frames):
-                    self._workers.send(worker, frames)
         for action in actions:
             self._do(action, now)
         empty = [w for w in self._fleet.emptying if not self._dispatcher.in_flight(w)]
         for worker in empty:
             self._fleet.drained(worker, now)
-        return bool(outgoing or actions or empty) or self._publish()
+        return bool(actions or empty) or self._publish()
 
     def _publish(self) -> bool:
         """Log what happened and tell those who watch; return whether anything did."""
