@@ -3,12 +3,13 @@
 Owns the socket. Safe to use from many threads. It lives until supervisor or user ends it, and
 never again; `link.py` opens the next one.
 
-Whoever waits for an answer reads the socket, if nobody else does: an answer to a lone caller passes
-through no second thread. Whatever others wait for at that time is put into their mailboxes. A
-thread of the connection's own reads when there is nobody who could: for coroutines, and for the
-callers that are left when the one who read has gone.
+Whoever waits for an answer reads the socket, if nobody else does: a thread in `wait`, an event loop
+by `read`. An answer to a lone caller passes through no second thread. Whatever others wait for at
+that time is put into their mailboxes. A thread of the connection's own reads for the callers that
+are left when the one who read has gone.
 """
 
+import contextlib
 import itertools
 import logging
 import math
@@ -100,7 +101,6 @@ class Connection:
         self._lock = threading.Lock()
         self._ids = itertools.count(1)
         self._mailboxes: dict[int, Mailbox] = {}
-        self._open: dict[Mailbox, int] = {}  # how many calls each mailbox waits for
         self._deadlines: Deadlines[int] = Deadlines()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -124,6 +124,7 @@ class Connection:
             self._poller.register(int(source.getsockopt(zmq.FD)), select.POLLIN)
         self._poller.register(self._wake, select.POLLIN)
         self._reading = threading.Lock()  # held by the one who reads
+        self._left = 0  # threads that wait for what somebody else reads
         self._needed = threading.Event()  # set when the connection's own thread has to read
         self._thread = threading.Thread(target=self._serve, name="vllmport-client", daemon=True)
         self._thread.start()
@@ -171,7 +172,6 @@ class Connection:
             if self._error is not None:
                 raise self._error
             self._mailboxes[call_id] = mailbox
-            self._open[mailbox] = self._open.get(mailbox, 0) + 1
             wake = self._deadlines.next()
             self._deadlines.set(call_id, time.monotonic() + timeout + GRACE)
             wake_early = self._deadlines.next() < wake
@@ -183,8 +183,7 @@ class Connection:
                 raise Overloaded(text, details={"retry_after": 0.1}) from None
             if wake_early:
                 self._poke()
-        if not mailbox.can_read:
-            self._needed.set()
+        mailbox.see_to(self)
         return call_id
 
     def wait(self, mailbox: ThreadMailbox, timeout: float | None = None) -> Event:
@@ -193,8 +192,10 @@ class Connection:
         Raises:
             queue.Empty: Nothing came within `timeout` seconds.
         """
-        if not mailbox.empty() or not self._reading.acquire(blocking=False):
-            return mailbox.get(timeout)
+        if not mailbox.empty():
+            return mailbox.get()
+        if not self._reading.acquire(blocking=False):
+            return self._wait_for_others(mailbox, timeout)
         end = math.inf if timeout is None else time.monotonic() + timeout
         try:
             while mailbox.empty() and self._error is None:
@@ -204,11 +205,43 @@ class Connection:
                 self._pump(left)
         finally:
             self._reading.release()
-            # In this order: who found the socket taken has put its mailbox here before.
-            if len(self._open) > (mailbox in self._open):
-                self._needed.set()
+            self._leave()
         # Where the connection was ended by another thread, that one is about to put the error here.
         return mailbox.get(None if timeout is None else max(0.0, end - time.monotonic()))
+
+    def filenos(self) -> list[int]:
+        """Return copies of the descriptors that an event loop waits for; the caller closes them."""
+        with self._lock:
+            if self._wake < 0:
+                return []
+            sources = (self._socket, self._monitor)
+            return [
+                os.dup(fd) for fd in (*(int(s.getsockopt(zmq.FD)) for s in sources), self._wake)
+            ]
+
+    def next_deadline(self) -> float:
+        """Return when the next call of somebody's runs out."""
+        with self._lock:
+            return self._deadlines.next()
+
+    def read(self) -> float | None:
+        """Handle what is there, unless somebody else reads.
+
+        Returns:
+            When it has to be called again at the latest; None if the connection has ended.
+        """
+        if self._error is None and self._reading.acquire(blocking=False):
+            try:
+                with self._lock:
+                    if self._wake >= 0:
+                        with contextlib.suppress(BlockingIOError):
+                            os.eventfd_read(self._wake)
+                while self._look():
+                    pass
+            finally:
+                self._reading.release()
+                self._leave()
+        return self.next_deadline() if self._error is None else None
 
     def cancel(self, call_id: int) -> None:
         """Ask for a call to be given up; its terminal event still comes."""
@@ -282,6 +315,23 @@ class Connection:
         self.timeouts = _timeouts_of(unpack(payload))
         return message
 
+    def _wait_for_others(self, mailbox: ThreadMailbox, timeout: float | None) -> Event:
+        """Wait for what somebody else reads, and have somebody read when that one has gone."""
+        with self._lock:
+            self._left += 1
+        try:
+            if not self._reading.locked():  # it went before we were counted
+                self._needed.set()
+            return mailbox.get(timeout)
+        finally:
+            with self._lock:
+                self._left -= 1
+
+    def _leave(self) -> None:
+        """Leave the socket to those who are still waiting; `_reading` was released."""
+        if self._left:
+            self._needed.set()
+
     # Receiving, by the one who holds `_reading`.
 
     def _serve(self) -> None:
@@ -290,27 +340,34 @@ class Connection:
             self._needed.wait()
             self._needed.clear()
             with self._reading:
-                while self._open and self._error is None:
+                while self._left and self._error is None:
                     self._pump(math.inf)
 
     def _pump(self, timeout: float) -> None:
         """Handle what is there; if nothing is, wait for more, once."""
-        try:
-            if self._receive():
-                return
-            self._expire(time.monotonic())
-            if _readable(self._monitor):
-                where = {"endpoint": self.endpoint}
-                self._end(PoolLost("the supervisor is gone", details=where))
-                return
-        except VllmportError as exc:
-            self._end(exc)
+        if self._look():
             return
         with self._lock:
             due = self._deadlines.next() - time.monotonic()
         for fd, _ in self._poller.poll(milliseconds(min(timeout, due))):
             if fd == self._wake:
                 os.eventfd_read(self._wake)
+                self._look()  # whom it was for may sleep, and this one leave
+
+    def _look(self) -> bool:
+        """Handle what is there; return whether anything was."""
+        if self._error is not None:
+            return False
+        try:
+            if self._receive():
+                return True
+            self._expire(time.monotonic())
+            if not _readable(self._monitor):
+                return False
+            self._end(PoolLost("the supervisor is gone", details={"endpoint": self.endpoint}))
+        except VllmportError as exc:
+            self._end(exc)
+        return True
 
     def _receive(self) -> bool:
         """Handle all messages that are there; return whether there was one."""
@@ -375,14 +432,7 @@ class Connection:
     def _forget(self, call_id: int) -> Mailbox | None:
         """Take a call out of the tables, under the lock."""
         self._deadlines.discard(call_id)
-        mailbox = self._mailboxes.pop(call_id, None)
-        if mailbox is not None:
-            left = self._open[mailbox] - 1
-            if left:
-                self._open[mailbox] = left
-            else:
-                del self._open[mailbox]
-        return mailbox
+        return self._mailboxes.pop(call_id, None)
 
     def _end(self, error: VllmportError) -> None:
         """Fail every open call, once."""
@@ -390,7 +440,8 @@ class Connection:
             if self._error is not None:
                 return
             self._error = error
-            open_calls, self._mailboxes, self._open = self._mailboxes, {}, {}
+            open_calls, self._mailboxes = self._mailboxes, {}
+            self._poke()  # event loops look, and let go
         for call_id, mailbox in open_calls.items():
             mailbox.put(Failed(call_id, error))
 

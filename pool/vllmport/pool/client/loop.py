@@ -1,20 +1,100 @@
-"""Mailboxes for coroutines: filled by whoever reads the socket, emptied in an event loop."""
+"""Mailboxes for coroutines, and the event loop as the one who reads the socket for them."""
 
 import asyncio
 import contextlib
+import math
+import os
+import time
 import weakref
 from collections import deque
+from collections.abc import Iterator
 
-from vllmport.pool.client.mailbox import Event
+from vllmport.pool.client.mailbox import Event, Readable
+
+
+class _Watch:
+    """One connection, watched by one event loop.
+
+    The loop has copies of the connection's descriptors, so that the connection may be closed by
+    any thread at any time.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, connection: Readable, courier: "_Courier"):
+        self._loop = loop
+        self._connection = connection
+        self._courier = courier
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = math.inf
+        self._fds = connection.filenos()
+        for fd in self._fds:
+            loop.add_reader(fd, self.read)
+
+    def __del__(self) -> None:  # a loop that was closed has forgotten its readers
+        for fd in getattr(self, "_fds", ()):
+            os.close(fd)
+
+    def read(self) -> None:
+        """Handle what is there."""
+        with self._courier.delivering():
+            due = self._connection.read()
+        if due is None:
+            self._end()
+        else:
+            self.arm(due)
+
+    def arm(self, due: float) -> None:
+        """Read at that time as well, if there is nothing earlier."""
+        if self._timer is not None and due < self._due:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None and due < math.inf:
+            self._due = due
+            self._timer = self._loop.call_later(due - time.monotonic(), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer, self._due = None, math.inf
+        if self._fds:
+            self.read()
+
+    def _end(self) -> None:
+        self._courier.forget(self._connection)
+        if self._timer is not None:
+            self._timer.cancel()
+        fds, self._fds = self._fds, []
+        for fd in fds:
+            self._loop.remove_reader(fd)
+            os.close(fd)
 
 
 class _Courier:
-    """Wakes the mailboxes of one event loop: one call into the loop, however many got something."""
+    """What one event loop does for its mailboxes: it reads the sockets and wakes who got something.
+
+    Whatever reads in another thread makes one call into the loop, however many got something.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._filled: list[LoopMailbox] = []
         self._coming = False
+        self._watches: dict[Readable, _Watch] = {}
+
+    def watch(self, connection: Readable) -> None:
+        """Read this connection from now on, until it ends."""
+        watch = self._watches.get(connection)
+        if watch is None:
+            watch = self._watches[connection] = _Watch(self._loop, connection, self)
+        watch.arm(connection.next_deadline())
+
+    def forget(self, connection: Readable) -> None:
+        """It has ended."""
+        self._watches.pop(connection, None)
+
+    @contextlib.contextmanager
+    def delivering(self) -> Iterator[None]:
+        """In the loop's own thread: wake after the block who got something in it."""
+        self._coming = True
+        yield
+        self._deliver()
 
     def announce(self, mailbox: "LoopMailbox") -> None:
         """Have a mailbox looked at soon; called by whoever reads the socket."""
@@ -39,8 +119,6 @@ _couriers: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Courier]" = (
 class LoopMailbox:
     """A mailbox for a coroutine."""
 
-    can_read = False
-
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._courier = _couriers.get(self._loop) or _couriers.setdefault(
@@ -53,6 +131,10 @@ class LoopMailbox:
         """Add an event; called by whoever reads the socket."""
         self._events.append(event)
         self._courier.announce(self)
+
+    def see_to(self, connection: Readable) -> None:
+        """Have the loop read the socket."""
+        self._courier.watch(connection)
 
     def wake(self) -> None:
         """Let the coroutine that waits look again."""

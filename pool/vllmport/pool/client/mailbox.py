@@ -34,28 +34,39 @@ class Failed(NamedTuple):
 Event = Item | Done | Failed
 
 
+class Readable(Protocol):
+    """What a mailbox needs of the connection that fills it."""
+
+    def filenos(self) -> list[int]:
+        """Return the descriptors that turn readable when `read` should be called."""
+
+    def next_deadline(self) -> float:
+        """Return when `read` has to be called at the latest."""
+
+    def read(self) -> float | None:
+        """Handle what is there; return when to call again at the latest, None if it has ended."""
+
+
 class Mailbox(Protocol):
-    """What the connection needs of a mailbox.
-
-    Attributes:
-        can_read: Whether its owner waits by `Connection.wait`, and so can read the socket itself.
-    """
-
-    can_read: bool
+    """What the connection needs of a mailbox."""
 
     def put(self, event: Event) -> None:
         """Add an event; called by whoever reads the socket, never blocks."""
+
+    def see_to(self, connection: Readable) -> None:
+        """See to it that the socket is read while this mailbox waits for something."""
 
 
 class ThreadMailbox:
     """A mailbox for a thread."""
 
-    can_read = True
-
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.put = self._queue.put
         self.empty = self._queue.empty
+
+    def see_to(self, connection: Readable) -> None:
+        """Its owner waits by `Connection.wait`, and so reads the socket itself."""
 
     def get(self, timeout: float | None = None) -> Event:
         """Wait for the next event that somebody else reads.
