@@ -1,6 +1,6 @@
 # Everything a checkout needs, one word each. `make` alone lists the words.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-hosts demo test hosts check gpu-check model bindings bench-quick chaos fuzz clean
+.PHONY: help setup setup-hosts demo test hosts check gpu-check model bindings bench bench-quick chaos fuzz clean
 
 # Not called PYTHON: that is the name of the interpreter setup starts from.
 PY := .venv/bin/python
@@ -43,6 +43,9 @@ bindings: setup ## write the manifest of the installed vLLM, and the types made 
 	$(PY) scripts/bindings.py
 	$(PY) scripts/node_types.py
 
+bench: setup ## measure against the peers and write docs/performance.md; twenty minutes (ARGS="--section life")
+	@$(PY) -m bench $(ARGS)
+
 bench-quick: setup ## measure calls and tokens a second, in a minute or so
 	@$(PY) bench/quick.py
 
@@ -54,5 +57,5 @@ fuzz: setup ## send a million damaged messages to a pool that serves others (ARG
 
 clean: ## remove what the tools left, and .venv
 	rm -rf hosts/node/node_modules hosts/node/dist hosts/c/build hosts/elixir/_build
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist htmlcov .coverage .coverage.*
+	rm -rf .venv .bench-venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist htmlcov .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -22,18 +22,23 @@ class Child:
     A shell beside it does no more than wait for this process to end, and then kills the group.
 
     Args:
-        command: Arguments for this Python.
+        command: Arguments for Python.
         log: Where its stderr goes.
         env: Environment on top of this process's.
+        python: Another Python than this one.
     """
 
     def __init__(
-        self, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None
+        self,
+        command: Sequence[str],
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        python: str | None = None,
     ) -> None:
         self.log = log
         with log.open("wb") as file:
             self._process = subprocess.Popen(
-                [sys.executable, *command],
+                [python or sys.executable, *command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,

@@ -121,6 +121,7 @@ class StreamReader(asyncio.Protocol):
         self.events = 0
         self._parts: list[bytes] = []
         self._ended: asyncio.Future[None] | None = None
+        self.first: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
@@ -136,6 +137,8 @@ class StreamReader(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Keep what came, and notice the end."""
         self._parts.append(data)
+        if self.first is not None and not self.first.done() and b"data: {" in data:
+            self.first.set_result(None)
         if data.endswith(LAST_CHUNK) and self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
 
