@@ -88,7 +88,9 @@ class Section:
 
     def measure(self, name: str, what: str, unit: str, *, less_is_better: bool = False) -> Measure:
         """Return the measure of this name, made the first time."""
-        return self.measures.setdefault(name, Measure(what, unit, less_is_better))
+        found = self.measures.setdefault(name, Measure(what, unit, less_is_better))
+        found.what, found.unit, found.less_is_better = what, unit, less_is_better
+        return found
 
     def save(self) -> Path:
         """Write the file and return its path."""

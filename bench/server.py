@@ -49,7 +49,7 @@ class Server:
         self._streams: list[StreamReader] = []
         command = ["-m", "vllm.entrypoints.openai.api_server", "--model", MODEL]
         command += ["--served-model-name", "tiny", "--host", HOST, "--port", str(self._port)]
-        command += ["--disable-uvicorn-access-log", *_flags(ENGINE_ARGS)]
+        command += ["--disable-uvicorn-access-log", *flags(ENGINE_ARGS)]
         self.child = Child(command, folder / "server.log", ENGINE_ENV)
         self._connection = http.client.HTTPConnection(HOST, self._port, timeout=60)
         self._body = _body(ONE_PROMPT, ONE_PARAMS, stream=False)
@@ -172,7 +172,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _flags(args: dict[str, Any]) -> list[str]:
+def flags(args: dict[str, Any]) -> list[str]:
+    """Write engine arguments as options of a command."""
     flags: list[str] = []
     for name, value in args.items():
         flags += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
