@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from bench.contender import Contender, Done, Failed, Stuck
 from bench.environment import BENCH_PYTHON
+from bench.progress import say
 from bench.results import Measure, Section
 from bench.turns import Turns
 from bench.workload import ROOT
@@ -94,6 +95,7 @@ class EchoBench:
         for order in ORDERS:
             for contender in list(self._up.values()):
                 self._turn(contender, *order)
+            say(f"{order[1]}: done")
         for name, peer in self._peers.items():
             if not peer.resident and name not in self.section.absent:
                 self._start(name, peer)
@@ -111,6 +113,7 @@ class EchoBench:
             contender.do("calls", 50, 0)
         except Failed as exc:
             self.section.absent[name] = str(exc)
+            say(f"{name} takes no part: {exc}")
         else:
             self._up[name] = contender
 

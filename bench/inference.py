@@ -14,6 +14,7 @@ from bench.contender import Contender, Failed
 from bench.engines.work import EMBED_ARGS
 from bench.environment import BENCH_PYTHON
 from bench.peers.http_flight import free_port, wait_for
+from bench.progress import say
 from bench.results import Section
 from bench.server import HOST, flags
 from bench.turns import Turns
@@ -77,6 +78,7 @@ class InferenceBench:
             measure = self.section.measure(key, what, unit, less_is_better=unit == "ms")
             for name, contender in self._up.items():
                 self._turn(measure, name, contender, order)
+            say(f"{what}: done")
         if "pool, off" in self._up and len(orders) > 1:
             self._watch_supervisor(self._up["pool, off"])
 
@@ -131,6 +133,9 @@ class InferenceBench:
             self._up[name] = stack.enter_context(contender)
         except (Failed, OSError, RuntimeError) as exc:
             self.section.absent[name] = " ".join(str(exc).split())[-300:]
+            say(f"{name} takes no part: {self.section.absent[name]}")
+        else:
+            say(f"{name} is up")
 
     def _begin_server(self, task: str, stack: ExitStack) -> int:
         port = free_port()
