@@ -1,7 +1,7 @@
 """`make bench`: vllmport beside its peers and the physical limit, in one run on one machine.
 
 Each section can be run alone, writes bench/results/SECTION.json as it ends, and is shown on
-docs/performance.md; `--render` writes that page and its charts from the files, and measures nothing.
+docs/performance.md; `--render` writes that page and its charts from the files and measures nothing.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def _run(name: str, turns: Turns, rounds: int, only: list[str]) -> bool:
             section = importlib.import_module(f"bench.{name}").run(
                 Path(folder), turns, rounds, only
             )
-        except Exception:  # outermost: the other sections still count
+        except Exception:  # noqa: BLE001  # outermost: the other sections still count
             traceback.print_exc()
             return False
     took = time.monotonic() - begun

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import select
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple, Self
 
 import psutil
 from bench.children import Child, family
+from bench.workload import ROOT
 
 START_TIMEOUT = 240.0
 TIMEOUT = 120.0
@@ -54,7 +56,9 @@ class Contender:
         self.name = name
         if python is not None and not Path(python).exists():
             raise Failed(f"there is no {python}; `make bench` makes it")
-        self._child = Child(command, folder / f"{name}.log", env, python)
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        there = {**(env or {}), "PYTHONPATH": os.pathsep.join(paths)}
+        self._child = Child(command, folder / f"{name}.log", there, python)
         self._buffer = b""
         try:
             self._read(START_TIMEOUT)
@@ -81,6 +85,18 @@ class Contender:
         except OSError:
             raise Failed(self._last_words()) from None
         return self._read(timeout)
+
+    @property
+    def pid(self) -> int:
+        """The client's process."""
+        return self._child.pid
+
+    def leave(self) -> None:
+        """Let it close what it has, and end by itself."""
+        with contextlib.suppress(Failed):
+            self.do("close")
+        with contextlib.suppress(OSError):
+            self._child.stdin.close()
 
     def close(self) -> None:
         """End it with all that it started, also what left its process group."""

@@ -45,7 +45,14 @@ def _round(section: Section, budgets: Contender, turns: Turns) -> None:
     _add(section, mode, "late", "one call at a time: expiry to error", "ms", found["late"])
     _add(section, mode, "steps", "steps of the engine after expiry", "steps", found["steps"])
     found = turns.take(lambda: budgets.do("many", MANY), lambda: budgets.pids).value
-    _add(section, mode, "late_many", "1,000 calls, 32 at a time: expiry to error", "ms", found["late"])
+    _add(
+        section,
+        mode,
+        "late_many",
+        "1,000 calls, 32 at a time: expiry to error",
+        "ms",
+        found["late"],
+    )
     generated = max(1, found["generated"])
     for key, what, tokens in (
         ("wasted", "tokens generated of 1,000 expired calls that no caller had in time", "in_time"),
@@ -55,9 +62,7 @@ def _round(section: Section, budgets: Contender, turns: Turns) -> None:
         section.measure(key, what, "%", less_is_better=True).add(mode, max(0.0, share))
 
 
-def _add(
-    section: Section, mode: str, key: str, what: str, unit: str, values: list[float]
-) -> None:
+def _add(section: Section, mode: str, key: str, what: str, unit: str, values: list[float]) -> None:
     section.measure(key, what, unit, less_is_better=True).add(mode, values)
     worst = section.measure(f"{key}_p99", f"{what}, p99", unit, less_is_better=True)
     worst.add(mode, percentile(values, 0.99))

@@ -1,8 +1,8 @@
 """What one decision of the supervisor costs, by how much there is to decide about.
 
-No process, no socket, no clock: the real dispatcher, fleet and admission, told of up to ten thousand
-workers and a million calls that wait. A cost that stays as it is, or grows as a logarithm does,
-says that size is no matter; one that grows in proportion names a search over everything.
+No process, no socket, no clock: the real dispatcher, fleet and admission, told of up to ten
+thousand workers and a million calls that wait. A cost that stays as it is, or grows as a logarithm
+does, says that size is no matter; one that grows in proportion names a search over everything.
 """
 
 import gc

@@ -34,7 +34,9 @@ class Peer(NamedTuple):
 
 CONTENDERS: Final[dict[str, Peer]] = {
     "pool": Peer("pool.py", "blocking client for one call, asyncio client for many", ours=True),
-    "pyzmq, two hops": Peer("two_hops.py", "DEALER, zmq.proxy, DEALER over ipc; msgpack: the limit"),
+    "pyzmq, two hops": Peer(
+        "two_hops.py", "DEALER, zmq.proxy, DEALER over ipc; msgpack: the limit"
+    ),
     "Pipe": Peer("pipe.py", "multiprocessing.Pipe, one hop, pickle"),
     "ProcessPoolExecutor": Peer("process_pools.py", "submit, one worker", ("executor",)),
     "loky": Peer("process_pools.py", "reusable executor, one worker", ("loky",)),
@@ -128,9 +130,7 @@ class EchoBench:
             if order[-1] == LARGE:
                 self._refuse_the_slow(name)
             limit = 8 * LONGEST
-            found: Done = self._turns.take(
-                lambda: contender.do(*order, timeout=limit), self._pids
-            )
+            found: Done = self._turns.take(lambda: contender.do(*order, timeout=limit), self._pids)
         except Failed as exc:
             measure.fail(name, str(exc).removeprefix("NotOffered: "))
             if isinstance(exc, Stuck):

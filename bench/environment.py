@@ -1,4 +1,4 @@
-"""The environment of what vllmport is compared with: .bench-venv, made once, from pinned versions."""
+"""The environment of what vllmport is compared with: .bench-venv, made once of pinned versions."""
 
 import subprocess
 import sys
@@ -24,10 +24,8 @@ def prepare() -> None:
     if not Path(BENCH_PYTHON).exists():
         subprocess.run([sys.executable, "-m", "venv", str(FOLDER)], check=True)
     lines = [line for line in wanted.splitlines() if line and not line.startswith("#")]
-    if _install(lines):
-        missing = []
-    else:  # together they cannot be had; so each for itself
-        missing = [line for line in lines if not _install([line])]
+    # Where they cannot be had together, each for itself.
+    missing = [] if _install(lines) else [line for line in lines if not _install([line])]
     for line in missing:
         print(f"cannot be installed here: {line}", flush=True)
     if not missing:

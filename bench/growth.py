@@ -4,6 +4,7 @@ Real: streams, echo workers and clients of one pool. Simulated: the decisions al
 thousand workers and a million waiting calls (`decisions.py`).
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +26,9 @@ PER: Final = {"streams": "token", "workers": "call", "clients": "call"}
 
 def run(folder: Path, turns: Turns, rounds: int, only: list[str]) -> Section:
     """Run this section."""
-    section = Section("growth", {"pool": "one echo pool; asyncio client, or a bare socket a client"})
+    section = Section(
+        "growth", {"pool": "one echo pool; asyncio client, or a bare socket a client"}
+    )
     command = [str(ROOT / "bench" / "engines" / "scale.py")]
     with Contender("scale", command, folder) as scale:
         for _ in range(rounds):
@@ -53,7 +56,8 @@ def _grow(
         }
         measures["rate"] = section.measure(f"{what}.rate", f"rate by {what}", f"{PER[what]}s/s")
         try:
-            found = turns.take(lambda: scale.do(what, size, SECONDS), lambda: scale.pids).value
+            work = partial(scale.do, what, size, SECONDS)
+            found = turns.take(work, lambda: scale.pids).value
         except Failed as exc:
             measures["rate"].fail(str(size), str(exc))
             say(f"{size} {what}: {exc}")

@@ -6,6 +6,7 @@ processes off and on, where there is a choice. All are loaded at once and take t
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -95,7 +96,7 @@ class InferenceBench:
     def _watch_supervisor(self, pool: Contender) -> None:
         """See what the supervisor uses at the highest rate of tokens there is."""
         for width in (64, 256):
-            found = self._turns.take(lambda w=width: pool.do("watched", w), self._pids).value
+            found = self._turns.take(partial(pool.do, "watched", width), self._pids).value
             share = self.section.measure(
                 f"supervisor_cpu{width}",
                 f"supervisor's CPU at {width} x 64 tokens streamed",
@@ -120,7 +121,7 @@ class InferenceBench:
             kind, _, mode = name.partition(", ")
             if mode:
                 script = "pooled.py" if kind == "pool" else "in_process.py"
-                self._start(name, lambda s=script, m=mode: [s, m, task], stack)
+                self._start(name, partial(list, (script, mode, task)), stack)
         if "server" in self._names:
             self._start("server", lambda: self._before_server(port, task), stack)
         if "SMG" in self._names and task == "generate":

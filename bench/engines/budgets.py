@@ -8,14 +8,12 @@ import random
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+from bench.engines.work import fresh_prompts
+from bench.peers.harness import serve
+from bench.workload import ENGINE_ARGS, ENGINE_ENV
 
-from work import ENGINE_ARGS, ENGINE_ENV, fresh_prompts
-
-from harness import serve
 from vllmport.pool import LLM, AsyncLLM, AsyncPool, DeadlineExceeded, Pool, SamplingParams
 
 ENDLESS = SamplingParams(temperature=0.0, max_tokens=7000, ignore_eos=True)

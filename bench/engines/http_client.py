@@ -10,17 +10,13 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from work import BACKGROUND, BATCH_PARAMS, ONE_PARAMS, TEXTS, fresh_prompts, prompts, timed
-
+from bench.engines.work import BACKGROUND, TEXTS, fresh_prompts, prompts, timed
 from bench.measure import timed_calls
+from bench.peers.harness import serve
 from bench.server import StreamReader
-from bench.workload import ONE_PROMPT
-from harness import serve
+from bench.workload import BATCH_PARAMS, ONE_PARAMS, ONE_PROMPT
 
 HOST = "127.0.0.1"
 LONG: dict[str, Any] = {"temperature": 0.0, "max_tokens": 2048, "ignore_eos": True}

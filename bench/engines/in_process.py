@@ -6,16 +6,12 @@ Usage: in_process.py off|on generate|embed
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from work import BATCH_PARAMS, EMBED_ARGS, ENGINE_ARGS, MODEL, ONE_PARAMS, TEXTS, prompts, timed
-
+from bench.engines.work import EMBED_ARGS, TEXTS, prompts, timed
 from bench.measure import timed_calls
-from bench.workload import ENGINE_ENV, ONE_PROMPT
-from harness import NotOffered, serve
+from bench.peers.harness import NotOffered, serve
+from bench.workload import BATCH_PARAMS, ENGINE_ARGS, ENGINE_ENV, MODEL, ONE_PARAMS, ONE_PROMPT
 
 
 def make(mode: str, task: str) -> dict[str, Callable[..., Any]]:
@@ -48,6 +44,7 @@ def make(mode: str, task: str) -> dict[str, Callable[..., Any]]:
         return str(llm.generate(ONE_PROMPT, one, use_tqdm=False)[0].outputs[0].text)
 
     return {
+        "close": llm.llm_engine.engine_core.shutdown,
         "first": first_token,
         "one_token": lambda count: timed_calls(first_token, count),
         "final": final,

@@ -7,28 +7,14 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from work import (
-    BACKGROUND,
-    BATCH_PARAMS,
-    EMBED_ARGS,
-    ENGINE_ARGS,
-    ENGINE_ENV,
-    ONE_PARAMS,
-    TEXTS,
-    fresh_prompts,
-    prompts,
-    timed,
-)
-
 from bench.children import cpu_seconds, resident_mb
+from bench.engines.work import BACKGROUND, EMBED_ARGS, TEXTS, fresh_prompts, prompts, timed
 from bench.measure import timed_calls
-from bench.workload import ONE_PROMPT
-from harness import serve
+from bench.peers.harness import serve
+from bench.workload import BATCH_PARAMS, ENGINE_ARGS, ENGINE_ENV, ONE_PARAMS, ONE_PROMPT
+
 from vllmport.pool import AsyncLLM, AsyncPool, Pool, SamplingParams
 
 ONE = SamplingParams(**ONE_PARAMS)
@@ -118,6 +104,7 @@ def make(mode: str, task: str) -> dict[str, Callable[..., Any]]:
         return {"embed": embed}
     generator = Generator(pool, {**options, **ENGINE_ARGS})
     return {
+        "close": pool.close,
         "first": generator.first,
         "one_token": lambda count: timed_calls(generator.first, count),
         "final": generator.final,

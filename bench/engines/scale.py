@@ -6,30 +6,22 @@ for each item or call.
 
 import asyncio
 import os
-import sys
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import zmq
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from work import ROOT  # first: it sets the paths
-
 from bench.children import cpu_seconds
-from harness import SMALL, serve
+from bench.peers.harness import SMALL, serve
+
 from vllmport.bridge.codec import pack
 from vllmport.bridge.limits import PROTOCOL_VERSION
 from vllmport.bridge.messages import Call, Hello, encode
-from vllmport.pool import AsyncLLM, AsyncPool, Pool, SamplingParams
+from vllmport.pool import AsyncPool, Pool, SamplingParams
 
 ENDLESS = SamplingParams(max_tokens=60_000, ignore_eos=True)
 CALLS_IN_FLIGHT = 64
-
-__all__ = ["ROOT"]
 
 
 class Used(NamedTuple):
@@ -95,7 +87,7 @@ class Scale:
                     tokens[number] += len(delta.token_ids)
 
         readers = [asyncio.create_task(reader(number)) for number in range(count)]
-        while 0 in tokens:
+        while 0 in tokens:  # noqa: ASYNC110  # counts, that many tasks change
             await asyncio.sleep(0.05)
         before, had, start = self._used(), sum(tokens), time.perf_counter()
         await asyncio.sleep(seconds)
@@ -120,7 +112,7 @@ class Scale:
 
     def _hello(self, context: "zmq.Context[Any]", stack: ExitStack) -> "zmq.Socket[bytes]":
         """Be a client of one socket and nothing else, as in a process of its own."""
-        socket = stack.enter_context(context.socket(zmq.DEALER))
+        socket: zmq.Socket[bytes] = stack.enter_context(context.socket(zmq.DEALER))
         socket.linger = 0
         socket.connect(self._pool.endpoint)
         socket.send_multipart(encode(Hello([PROTOCOL_VERSION], "bench", os.getpid(), "bench")))

@@ -1,35 +1,15 @@
 """What every contender of the inference section is asked to do, and with what."""
 
 import itertools
-import sys
 import time
-from pathlib import Path
 from typing import Any, Final
 
-ROOT: Final = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "bench" / "peers")]
-
-from bench.workload import BATCH_PARAMS, BATCH_PROMPTS, ENGINE_ARGS, ENGINE_ENV, MODEL, ONE_PARAMS
+from bench.workload import ENGINE_ARGS
 
 EMBED_ARGS: Final[dict[str, Any]] = {**ENGINE_ARGS, "runner": "pooling", "convert": "embed"}
 TEXTS: Final = [f"{number} {number + 1} {number + 2}" for number in range(1000)]
 BACKGROUND: Final = 32
 """Streams that run while the time to the first token of another is taken."""
-
-__all__ = [
-    "BACKGROUND",
-    "BATCH_PARAMS",
-    "BATCH_PROMPTS",
-    "EMBED_ARGS",
-    "ENGINE_ARGS",
-    "ENGINE_ENV",
-    "MODEL",
-    "ONE_PARAMS",
-    "TEXTS",
-    "fresh_prompts",
-    "prompts",
-    "timed",
-]
 
 _numbers = itertools.count(1)
 

@@ -6,15 +6,11 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import grpc
 import msgpack
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from harness import SMALL, echo_verbs, items, serve
+from bench.peers.harness import SMALL, echo_verbs, items, serve
 
 OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 ECHO, STREAM = "/bench.Echo/Echo", "/bench.Echo/Stream"

@@ -6,16 +6,12 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import litserve
+from bench.peers.harness import SMALL, echo_verbs, items, serve
+from bench.peers.http_flight import HOST, flight, free_port, wait_for
 from fastapi import Request
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from harness import SMALL, echo_verbs, items, serve
-from http_flight import HOST, flight, free_port, wait_for
 
 KIND = "application/json"
 

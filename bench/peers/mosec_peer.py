@@ -2,17 +2,13 @@
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import msgpack
+from bench.peers.harness import SMALL, NotOffered, echo_verbs, serve
+from bench.peers.http_flight import flight, free_port, wait_for
 from mosec import Server, Worker
 from mosec.mixin import MsgpackMixin
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from harness import SMALL, NotOffered, echo_verbs, serve
-from http_flight import flight, free_port, wait_for
 
 KIND = "application/msgpack"
 

@@ -1,15 +1,11 @@
-"""`multiprocessing.Pipe` with one process at its other end: the least the standard library needs."""
+"""`multiprocessing.Pipe` with a process at its other end: the least the standard library needs."""
 
-import sys
 import time
 from multiprocessing import Pipe, Process
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from harness import SMALL, echo_verbs, items, serve
+from bench.peers.harness import SMALL, echo_verbs, items, serve
 
 
 class Piped:

@@ -1,14 +1,10 @@
 """vllmport's own pool with one echo worker: the blocking client for one call, asyncio for many."""
 
 import asyncio
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from harness import SMALL, echo_verbs, serve
+from bench.peers.harness import SMALL, echo_verbs, serve
 
 from vllmport.bridge.codec import Array
 from vllmport.pool import AsyncLLM, AsyncPool, Pool, SamplingParams

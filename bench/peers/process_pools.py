@@ -3,12 +3,9 @@
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from harness import SMALL, NotOffered, echo, echo_verbs, futures_flight, serve
+from bench.peers.harness import SMALL, NotOffered, echo, echo_verbs, futures_flight, serve
 
 Submit = Callable[[Any], "Future[Any]"]
 

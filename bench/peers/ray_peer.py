@@ -1,16 +1,11 @@
 """A Ray actor, on a Ray of its own without a dashboard."""
 
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import ray
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from harness import SMALL, echo_verbs, items, serve
+from bench.peers.harness import SMALL, echo_verbs, items, serve
 
 
 class Actor:

@@ -11,17 +11,14 @@ from typing import Any
 
 import msgpack
 import rpyc
+from bench.peers.harness import SMALL, echo_verbs, items, serve
 from rpyc.utils.factory import unix_connect
 from rpyc.utils.server import ThreadedServer
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from harness import SMALL, echo_verbs, items, serve
 
 CONFIG = {"sync_request_timeout": 120}
 
 
-class EchoService(rpyc.Service):
+class EchoService(rpyc.Service):  # type: ignore[misc]
     """The other end."""
 
     def exposed_echo(self, packed: bytes) -> bytes:

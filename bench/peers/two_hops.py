@@ -7,15 +7,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import msgpack
 import zmq
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from harness import SMALL, echo_verbs, items, serve
+from bench.peers.harness import SMALL, echo_verbs, items, serve
 
 
 class TwoHops:

@@ -5,15 +5,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gevent
 import zerorpc
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from harness import SMALL, echo_verbs, items, serve
+from bench.peers.harness import SMALL, echo_verbs, items, serve
 
 
 class EchoServer:
