@@ -27,7 +27,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--section", action="append", choices=list(SECTIONS), help="only this one")
     parser.add_argument("--rounds", type=int, help="how often everything is measured")
-    parser.add_argument("--only", action="append", default=[], help="only this contender")
+    parser.add_argument(
+        "--only", action="append", default=[], help="only this one; a trial, not for the page"
+    )
     parser.add_argument("--noisy", action="store_true", help="do not wait for a quiet machine")
     parser.add_argument("--render", action="store_true", help="measure nothing, write the page")
     args = parser.parse_args()
@@ -55,7 +57,7 @@ def _run(name: str, turns: Turns, rounds: int, only: list[str]) -> bool:
             traceback.print_exc()
             return False
     took = time.monotonic() - begun
-    print(f"{name}: {took:.0f} s, written to {section.save()}", flush=True)
+    print(f"{name}: {took:.0f} s, written to {section.save(trial=bool(only))}", flush=True)
     return True
 
 

@@ -50,7 +50,11 @@ def main() -> None:
     mpl.use("svg")
     mpl.rcParams.update(STYLE)
     CHARTS.mkdir(exist_ok=True)
-    found = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
+    found = {
+        path.stem: json.loads(path.read_text())
+        for path in RESULTS.glob("*.json")
+        if ".trial" not in path.name
+    }
     for section, measure, title, name in BARS:
         values = found.get(section, {}).get("measures", {}).get(measure, {}).get("values", {})
         if values:

@@ -92,10 +92,10 @@ class Section:
         found.what, found.unit, found.less_is_better = what, unit, less_is_better
         return found
 
-    def save(self) -> Path:
-        """Write the file and return its path."""
+    def save(self, *, trial: bool = False) -> Path:
+        """Write the file and return its path; one that is only a trial is not for the page."""
         RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{self.name}.json"
+        path = RESULTS / f"{self.name}{'.trial' * trial}.json"
         found = {
             "section": self.name,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
