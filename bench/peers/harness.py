@@ -74,8 +74,14 @@ def serve(make: Callable[[], Mapping[str, Callable[..., Any]]]) -> None:
     answer(lambda: verbs.update(make()))
     for line in sys.stdin:
         verb, *arguments = json.loads(line)
-        answer(partial(verbs[verb], *arguments))
+        answer(partial(_do, verbs, verb, arguments))
     os._exit(0)  # some of them would wait for threads
+
+
+def _do(verbs: Mapping[str, Callable[..., Any]], verb: str, arguments: list[Any]) -> Any:
+    if verb not in verbs:
+        raise NotOffered(f"it cannot be told to {verb}")
+    return verbs[verb](*arguments)
 
 
 def echo_verbs(contender: Echo) -> dict[str, Callable[..., Any]]:
