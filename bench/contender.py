@@ -58,6 +58,8 @@ class Contender:
             raise Failed(f"there is no {python}; `make bench` makes it")
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         there = {**(env or {}), "PYTHONPATH": os.pathsep.join(paths)}
+        if python is not None:
+            there["TMPDIR"] = str(folder)  # not all of them clean up
         self._child = Child(command, folder / f"{name}.log", there, python)
         self._buffer = b""
         try:
@@ -65,7 +67,8 @@ class Contender:
         except Failed:
             self.close()
             raise
-        self.pids = family(self._child.pid)
+        self.pids: list[int] = []
+        self.look()
 
     def __enter__(self) -> Self:
         return self
@@ -90,6 +93,10 @@ class Contender:
     def pid(self) -> int:
         """The client's process."""
         return self._child.pid
+
+    def look(self) -> None:
+        """See which processes it has now: some are started when they are first needed."""
+        self.pids = family(self._child.pid)
 
     def leave(self) -> None:
         """Let it close what it has, and end by itself."""

@@ -113,6 +113,7 @@ class EchoBench:
         try:
             contender = Contender(name, command, self._folder, python)
             contender.do("calls", 50, 0)
+            contender.look()
         except Failed as exc:
             self.section.absent[name] = str(exc)
             say(f"{name} takes no part: {exc}")

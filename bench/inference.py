@@ -169,6 +169,7 @@ class InferenceBench:
                 except Failed as exc:
                     measure = self.section.measure(key, "", "")
                     measure.fail(name, str(exc).removeprefix("NotOffered: "))
+            contender.look()
             if len(orders) > 1:
                 said[name] = contender.do("first").value
         if len(set(said.values())) > 1:

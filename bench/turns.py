@@ -42,7 +42,7 @@ class Turns:
         """
         tries = TRIES if self._patience > 0 else 1
         for number in range(1, tries + 1):
-            self._wait_for_quiet()
+            self.wait_for_quiet()
             before, busy, start = self._own(ours), busy_seconds(), time.perf_counter()
             found = work()
             took = time.perf_counter() - start
@@ -57,7 +57,8 @@ class Turns:
     def _own(self, ours: Callable[[], Iterable[int]]) -> float:
         return cpu_seconds([os.getpid(), *ours()])
 
-    def _wait_for_quiet(self) -> None:
+    def wait_for_quiet(self) -> None:
+        """Wait until nobody computes, or no longer."""
         end = time.monotonic() + min(WAIT, self._patience)
         while time.monotonic() < end:
             before = busy_seconds()
