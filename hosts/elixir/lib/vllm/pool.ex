@@ -297,7 +297,8 @@ defmodule VLLM.Pool do
   defp open(%{phase: :down} = state) do
     case Config.port_command() do
       {:ok, {path, args}} ->
-        port = Port.open({:spawn_executable, path}, [:binary, :exit_status, packet: 4, args: args])
+        options = [:binary, :exit_status, packet: 4, args: args, env: Config.port_env()]
+        port = Port.open({:spawn_executable, path}, options)
         opened = state.opened + 1
         Process.send_after(self(), {:silent, opened}, @greeting_ms)
 
