@@ -21,7 +21,7 @@ LONGEST = 20
 
 GUESTS = Path(__file__).parent / "guests"
 
-TINY = '[models.tiny]\nmodel = "tiny"\n'
+TINY = '[policy]\nstandby = false\n[models.tiny]\nmodel = "tiny"\n'
 
 JOIN = 'Application.put_env(:vllm, :connect, System.fetch_env!("VLLMPORT_ENDPOINT"))'
 """Elixir starts a pool of its own otherwise; its other tests do that."""

@@ -41,6 +41,7 @@ from vllmport.pool import (
     Overloaded,
     PermissionDenied,
     Pool,
+    PoolLost,
     VllmportError,
 )
 from vllmport.pool.client.connection import Connection
@@ -606,6 +607,22 @@ with Pool.connect(endpoint, server_key=server_key, key=key) as pool, pool.llm(na
 """
 
 
+def test_a_pool_on_tcp_that_was_restarted_is_found_again(tmp_path: Path) -> None:
+    service = Served(tmp_path)
+    with contextlib.ExitStack() as clients:
+        with service.running():
+            pool = clients.enter_context(service.connect("guest"))
+            llm = clients.enter_context(pool.llm(name="echo"))
+            stream = clients.enter_context(llm.stream("abc", endless()))
+            assert next(stream).text
+            os.kill(pool.status()["supervisor"]["pid"], signal.SIGKILL)
+            with pytest.raises(PoolLost):
+                for _ in stream:
+                    pass
+        with service.running():
+            assert serves_others(llm), "the keys are shown again, the model is attached to again"
+
+
 def test_calls_of_a_client_that_was_killed_are_aborted(served: Served, boss: Pool) -> None:
     before = boss.status()["supervisor"]["clients"]
     args = (served.endpoint, served.server.public, str(served.folder / "guest.key"))
@@ -636,6 +653,9 @@ def test_secrets_are_in_no_log_no_status_and_no_error(served: Served, boss: Pool
     with boss.events(last=1000) as stream, contextlib.suppress(TimeoutError):
         while (event := stream.get(0.3)) is not None:
             errors.append(str(event))
+    for words in (("status",), ("status", "--json"), ("doctor", str(served.config))):
+        done = vllmport(*words, env=served.environment("boss"))
+        errors.append(done.stdout + done.stderr)
     status = boss.status()
     logs = [path.read_text() for path in Path(status["supervisor"]["log_dir"]).glob("*")]
     seen = "\n".join([*errors, str(status), served.log(), *logs])

@@ -16,6 +16,18 @@ defmodule VLLM.GuideTest do
 
   @params VLLM.sampling_params!(temperature: 0, max_tokens: 8)
 
+  # Each snippet that is executed says so; after all tests, none may be missing.
+  setup_all do
+    {:ok, executed} = Agent.start(fn -> MapSet.new() end, name: __MODULE__.Executed)
+
+    on_exit(fn ->
+      missing = MapSet.difference(MapSet.new(snippets()), Agent.get(executed, & &1))
+      Agent.stop(executed)
+      chosen? = ExUnit.configuration()[:include] != []
+      unless chosen?, do: assert(MapSet.to_list(missing) == [], "they were not executed")
+    end)
+  end
+
   setup do
     with_env(:snakepit, [])
     with_env(:snakebridge, [])
@@ -23,7 +35,11 @@ defmodule VLLM.GuideTest do
     :ok
   end
 
+  defp snippets, do: @folder |> File.ls!() |> Enum.map(&Path.basename(&1, ".exs"))
+
   defp source(name), do: File.read!(Path.join(@folder, name <> ".exs"))
+
+  defp executed(name), do: Agent.update(__MODULE__.Executed, &MapSet.put(&1, name))
 
   # What a snippet says under config/.
   defp configure(name) do
@@ -31,10 +47,15 @@ defmodule VLLM.GuideTest do
     source = if source =~ "import Config", do: source, else: "import Config\n" <> source
     config = Config.Reader.eval!(Path.join(@folder, "config.exs"), source, env: :test)
     Application.put_all_env(Keyword.delete(config, :logger))
+    executed(name)
     config
   end
 
-  defp evaluate(name, binding \\ []), do: name |> source() |> Code.eval_string(binding) |> elem(1)
+  # It counts as executed also where it raises: the test of it says what it may raise.
+  defp evaluate(name, binding \\ []) do
+    executed(name)
+    name |> source() |> Code.eval_string(binding) |> elem(1)
+  end
 
   defp attempt(name) do
     {:ok, evaluate(name)[:llm]}
