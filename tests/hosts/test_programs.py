@@ -5,6 +5,7 @@ everything, or that is not known there.
 """
 
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from builds import HOSTS, c_program, elixir_command, node_program, run
-from processes import at_most
-from tcp_service import Served
+from processes import PATIENCE, at_most, environment
+from tcp_service import ECHO, ROLES, Served
 
 ROOT = Path(__file__).parents[2]
 FENCES = {"python": "python", "js": "node", "c": "c", "elixir": "elixir"}
@@ -21,7 +22,7 @@ LONGEST = 20
 
 GUESTS = Path(__file__).parent / "guests"
 
-TINY = '[policy]\nstandby = false\n[models.tiny]\nmodel = "tiny"\n'
+MODELS = '[policy]\nstandby = false\n[models.tiny]\nmodel = "tiny"\n' + ECHO
 
 JOIN = 'Application.put_env(:vllm, :connect, System.fetch_env!("VLLMPORT_ENDPOINT"))'
 """Elixir starts a pool of its own otherwise; its other tests do that."""
@@ -49,7 +50,7 @@ def served(
     tmp_path_factory: pytest.TempPathFactory, _module_leaves_nothing: None
 ) -> Iterator[Served]:
     """A service with the bundled model, as the programs expect it, for those who have a key."""
-    with Served(tmp_path_factory.mktemp("tcp"), TINY).running() as service:
+    with Served(tmp_path_factory.mktemp("tcp"), MODELS).running() as service:
         yield service
 
 
@@ -95,36 +96,42 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("program")
 
 
+class Guest:
+    """A program of one of the hosts, which comes with the key that its environment names."""
+
+    def __init__(self, host: str, folder: Path) -> None:
+        self.host = host
+        match host:
+            case "node":
+                self.command = node_program((GUESTS / "guest.mjs").read_text(), "guest")
+            case "c":
+                self.command = c_program((GUESTS / "guest.c").read_text(), folder)
+            case _:
+                self.command = elixir_command(GUESTS / "guest.exs")
+
+    def variables(self, env: Mapping[str, str]) -> dict[str, str]:
+        """Return its environment: Elixir's program configures what it is given."""
+        if self.host != "elixir":
+            return dict(env)
+        named = {name.removeprefix("VLLMPORT_"): value for name, value in env.items()}
+        return {**named, "POOL": named.pop("ENDPOINT")}
+
+    def says(self, env: Mapping[str, str]) -> list[str]:
+        """Run it; return the lines that it prints."""
+        return run(*self.command, env=self.variables(env)).splitlines()
+
+
 @pytest.fixture(params=["node", "c", "elixir"])
-def guest(
-    request: pytest.FixtureRequest, needs: Callable[[str], None], folder: Path
-) -> Callable[[Mapping[str, str]], str]:
-    """A program of one of the hosts: runs it with these variables, returns what it prints."""
+def guest(request: pytest.FixtureRequest, needs: Callable[[str], None], folder: Path) -> Guest:
+    """A guest of each host."""
     needs(request.param)
-    match request.param:
-        case "node":
-            command = node_program((GUESTS / "guest.mjs").read_text(), "guest")
-        case "c":
-            command = c_program((GUESTS / "guest.c").read_text(), folder)
-        case _:
-            command = elixir_command(GUESTS / "guest.exs")
-
-    def start(env: Mapping[str, str]) -> str:
-        if request.param == "elixir":  # it takes them from its configuration
-            env = {name.removeprefix("VLLMPORT_"): value for name, value in env.items()}
-            env["POOL"] = env.pop("ENDPOINT")
-        return run(*command, env=env)
-
-    return start
-
-
-Guest = Callable[[Mapping[str, str]], str]
+    return Guest(request.param, folder)
 
 
 @pytest.mark.vllm
 @pytest.mark.timeout(300)
 def test_a_known_key_is_answered_and_may_not_load(served: Served, guest: Guest) -> None:
-    answer, refusal = guest(served.environment("guest")).splitlines()
+    answer, refusal = guest.says(served.environment("guest"))
     assert answer == " Paris."
     assert refusal.startswith("permission_denied")
     assert "admin" in refusal
@@ -136,7 +143,7 @@ def test_a_key_that_is_not_known_is_refused_and_not_kept_waiting(
     served: Served, guest: Guest
 ) -> None:
     with at_most(5):
-        (refusal,) = guest(served.environment("stranger")).splitlines()
+        (refusal,) = guest.says(served.environment("stranger"))
     assert refusal.startswith("permission_denied")
     assert served.endpoint in refusal
 
@@ -146,5 +153,27 @@ def test_a_key_that_is_not_known_is_refused_and_not_kept_waiting(
 def test_a_pool_with_another_key_is_not_spoken_to(served: Served, guest: Guest) -> None:
     other = {"VLLMPORT_SERVER_KEY": served.pairs["stranger"].public}
     with at_most(5):
-        (refusal,) = guest(served.environment("guest") | other).splitlines()
+        (refusal,) = guest.says(served.environment("guest") | other)
     assert refusal.startswith("permission_denied")
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(300)
+def test_a_key_that_is_taken_away_ends_a_stream_with_the_reason(
+    served: Served, guest: Guest
+) -> None:
+    served.write_clients(**ROLES, stranger="call")
+    try:
+        env = environment(guest.variables(served.environment("stranger")))
+        with subprocess.Popen(
+            [*guest.command, "stream"], stdout=subprocess.PIPE, text=True, env=env
+        ) as program:
+            assert program.stdout is not None
+            assert program.stdout.readline() == "streams\n"
+            served.write_clients(**ROLES)
+            last = program.stdout.readline()
+            assert last.startswith("permission_denied")
+            assert "was taken out" in last
+            assert program.wait(PATIENCE) == 0
+    finally:
+        served.write_clients(**ROLES)

@@ -57,17 +57,15 @@ defmodule VLLM.GuideTest do
     name |> source() |> Code.eval_string(binding) |> elem(1)
   end
 
+  # Execute a snippet and ask its model something.
   defp attempt(name) do
-    {:ok, evaluate(name)[:llm]}
+    llm = evaluate(name)[:llm]
+    opts = [sampling_params: @params]
+    [%{outputs: [%{text: text}]}] = VLLM.generate!(llm, "The capital of France is", opts)
+    VLLM.release(llm)
+    if text == " Paris.", do: :answered, else: {:said, text}
   rescue
     error in Error -> {:error, error}
-  end
-
-  defp answers?(llm) do
-    [%{outputs: [%{text: text}]}] =
-      VLLM.generate!(llm, "The capital of France is", sampling_params: @params)
-
-    text == " Paris."
   end
 
   snippets = @folder |> File.ls!() |> Enum.sort() |> Enum.map(&Path.basename(&1, ".exs"))
@@ -78,21 +76,25 @@ defmodule VLLM.GuideTest do
     assert length(unquote(loading)) == 12
   end
 
-  for name <- loading do
-    @tag :capture_log
-    test "#{name} loads its model, which answers, or fails with a typed error" do
-      name = unquote(name)
+  # Two at a time: an engine that starts keeps one processor busy.
+  @tag :capture_log
+  @tag timeout: 900_000
+  test "the snippets that load a model get one that answers, or fail with a typed error" do
+    outcomes =
+      unquote(loading)
+      |> Task.async_stream(&{&1, attempt(&1)}, max_concurrency: 2, timeout: :infinity)
+      |> Enum.map(fn {:ok, {name, outcome}} -> {name, outcome} end)
 
-      case {@needs_more[name], attempt(name)} do
-        {nil, {:ok, llm}} ->
-          assert answers?(llm)
-          VLLM.release(llm)
+    for {name, outcome} <- outcomes do
+      case {@needs_more[name], outcome} do
+        {nil, :answered} ->
+          :ok
 
         {codes, {:error, error}} when codes != nil ->
-          assert error.code in codes and error.phase == "load"
+          assert error.code in codes and error.phase == "load", "#{name}: #{inspect(error)}"
 
         {_, other} ->
-          flunk("it went otherwise: #{inspect(other)}")
+          flunk("#{name} went otherwise: #{inspect(other)}")
       end
     end
   end
@@ -126,10 +128,10 @@ defmodule VLLM.GuideTest do
   end
 
   test "timeouts of single calls are given in each of the three ways" do
-    llm = VLLM.llm!("tiny")
-    binding = [llm: llm, prompts: ["The capital of France is"], params: @params]
+    llm = VLLM.llm!("echo", name: "in time")
+    binding = [llm: llm, prompts: ["in time"], params: @params]
     bound = evaluate("09_per_call_timeouts", binding)
-    assert [%{outputs: [%{text: " Paris."}]}] = bound[:outputs]
+    assert [%{outputs: [%{text: "in time"}]}] = bound[:outputs]
     assert bound[:opts][:__runtime__] == [timeout_profile: :ml_inference]
     VLLM.release(llm)
   end

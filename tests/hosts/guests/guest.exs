@@ -1,4 +1,5 @@
 # Calls what runs, then tries to load a model: prints the answer, and the codes of what is refused.
+# With an argument it streams, and prints how that ends.
 Application.put_all_env(
   vllm: [
     connect: System.fetch_env!("POOL"),
@@ -8,6 +9,22 @@ Application.put_all_env(
 )
 
 {:ok, _} = Application.ensure_all_started(:vllm)
+
+if System.argv() == ["stream"] do
+  endless = %{"prompt" => "abc", "sampling_params" => %{"max_tokens" => 1_000_000, "ignore_eos" => true}}
+
+  try do
+    fn -> VLLM.Pool.request("echo", "generate", endless, stream: true) end
+    |> VLLM.Pool.stream()
+    |> Stream.with_index()
+    |> Enum.each(fn {_, number} -> if number == 0, do: IO.puts("streams") end)
+  rescue
+    error in VLLM.Error -> IO.puts("#{error.code} #{error.message}")
+  end
+
+  System.halt(0)
+end
+
 args = %{"prompt" => "The capital of France is", "sampling_params" => %{"temperature" => 0.0, "max_tokens" => 8}}
 
 case VLLM.Pool.call("tiny", "generate", args) do
