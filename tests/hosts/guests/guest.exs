@@ -9,6 +9,7 @@ Application.put_all_env(
 )
 
 {:ok, _} = Application.ensure_all_started(:vllm)
+Logger.configure(level: :none)
 
 if System.argv() == ["stream"] do
   endless = %{"prompt" => "abc", "sampling_params" => %{"max_tokens" => 1_000_000, "ignore_eos" => true}}
