@@ -17,7 +17,7 @@ from vllmport.bridge.deadlines import Deadlines
 from vllmport.bridge.limits import MAX_PACKET
 
 HELLO_TIME: Final = 10.0
-"""Seconds in which a connection has to say HELLO."""
+"""Seconds in which a connection over TCP has to say HELLO."""
 
 LAST_WORDS: Final = 0.25
 """Seconds that the last message to a client has to get out."""
@@ -48,9 +48,10 @@ class HangUps:
         self._ending: dict[int, int] = {}  # descriptor → our copy
 
     def began(self, fd: int, now: float) -> None:
-        """A connection was accepted: it has some time to say HELLO."""
-        self._due.set(fd, now + HELLO_TIME)
+        """A connection was accepted: over TCP it has some time to say HELLO."""
         self._received[fd] = 0
+        if self._over_tcp:
+            self._due.set(fd, now + HELLO_TIME)
 
     def ended(self, fd: int) -> None:
         """A connection ended: the number may stand for another one from now on."""
