@@ -22,7 +22,7 @@ HELLO_TIME: Final = 10.0
 LAST_WORDS: Final = 0.25
 """Seconds that the last message to a client has to get out."""
 
-LOOK_EVERY: Final = 0.5
+LOOK_EVERY: Final = 0.25
 """Seconds between two looks at how much comes in."""
 
 _RECEIVED: Final = struct.Struct("=128xQ")
