@@ -80,7 +80,7 @@ class HangUps:
         return min(due, self._next_look) if self._over_tcp and self._received else due
 
     def endless(self, now: float) -> list[int]:
-        """Return the connections that have sent too much without the end of a message."""
+        """Return the connections that have sent too much without the end of a message, once each."""
         if not self._over_tcp or now < self._next_look:
             return []
         self._next_look = now + LOOK_EVERY
@@ -88,10 +88,11 @@ class HangUps:
         found = []
         for fd, before in self._received.items():
             received = _received(fd)
-            if fd in heard:
-                self._received[fd] = received
-            elif received - before > MAX_PACKET:
+            is_endless = fd not in heard and received - before > MAX_PACKET
+            if is_endless:
                 found.append(fd)
+            if is_endless or fd in heard:
+                self._received[fd] = received
         return found
 
     def end_due(self, now: float, read_reports: Callable[[], object]) -> None:
