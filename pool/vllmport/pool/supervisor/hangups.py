@@ -80,7 +80,7 @@ class HangUps:
         return min(due, self._next_look) if self._over_tcp and self._received else due
 
     def endless(self, now: float) -> list[int]:
-        """Return the connections that have sent too much without the end of a message, once each."""
+        """Return, once each, the connections that sent too much without the end of a message."""
         if not self._over_tcp or now < self._next_look:
             return []
         self._next_look = now + LOOK_EVERY
