@@ -110,8 +110,9 @@ def test_the_example_of_a_pool_for_other_machines_is_one(tmp_path: Path) -> None
     assert plan.security is not None
     assert plan.security.secret_key == keys["server"].secret
     guests = read_guests(Path(plan.security.clients))
-    assert guests[keys["notebook"].public] == Guest("notebook")
-    assert guests[keys["operator"].public] == Guest("operator", Role.ADMIN, max_calls=64)
+    notebook, operator = keys["notebook"].public, keys["operator"].public
+    assert guests[notebook] == Guest("notebook", key=notebook)
+    assert guests[operator] == Guest("operator", Role.ADMIN, operator, max_calls=64)
 
 
 def test_the_settings_of_a_key_have_these_defaults() -> None:
@@ -119,6 +120,7 @@ def test_the_settings_of_a_key_have_these_defaults() -> None:
     guest = Guest("")
     assert {name: value.strip() for name, value in table.items()} == {
         "role": f'"{guest.role}"',
+        "max_connections": str(guest.max_connections),
         "max_calls": str(guest.max_calls),
         "max_queued": str(guest.max_queued),
         "max_bytes": str(guest.max_bytes),

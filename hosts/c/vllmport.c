@@ -4,12 +4,15 @@
 
 #include <errno.h>
 #include <math.h>
+#include <netdb.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -22,6 +25,7 @@ enum {
     MAX_TIMEOUT_MS = 2000000000,
     WINDOW = 256, /* items of a stream that may be on their way before more are granted */
     GREETING_MS = 5000,
+    PROBE_MS = 1000, /* somebody may take to accept a connection */
     GRACE_MS = 2000, /* after a deadline, before this end gives up on an answer */
     PATIENCE_MS = 10000,
     LINGER_MS = 200,
@@ -31,6 +35,8 @@ enum { HELLO = 1, WELCOME = 2, CALL = 10, CANCEL = 11, CREDIT = 12, RESULT = 13,
 enum { END = 15, ERROR = 16, PONG = 21, BYE = 22 };
 
 #define PRODUCT "0.1.0"
+#define KEY_SIZE 41 /* of Z85, with the end of the text */
+#define Z85 "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
 
 /* A received value, shared by the events that point into it; it points into its own bytes. */
 typedef struct batch {
@@ -68,8 +74,15 @@ typedef struct lease {
     uint64_t connection;
 } lease;
 
+/* Of CURVE, in Z85, for pools that listen on TCP. */
+typedef struct key_ring {
+    char server[KEY_SIZE], public[KEY_SIZE], secret[KEY_SIZE];
+} key_ring;
+
 struct vp_pool {
     char *endpoint;
+    bool over_tcp;
+    key_ring keys;
     void *context;
     void *socket, *monitor; /* NULL while there is no connection */
     uint64_t connection;    /* counts connections */
@@ -335,10 +348,39 @@ static void break_off(vp_pool *pool, const char *why)
     disconnect(pool, &error);
 }
 
+/* The connection ended before anything was said on it. */
+static void refuse(vp_pool *pool)
+{
+    vp_error error;
+    if (pool->over_tcp)
+        set_error(&error, "permission_denied", false, "%s refused the connection: the pool does not know this key, or the server key is not its public key", pool->endpoint);
+    else
+        set_error(&error, "connect_failed", true, "%s ended the connection before it began", pool->endpoint);
+    snprintf(error.phase, sizeof error.phase, "connect");
+    disconnect(pool, &error);
+}
+
+/* Whether a message can be sent. Without a connection it would wait for ever. */
+static bool has_room(vp_pool *pool)
+{
+    zmq_pollitem_t items[] = {{.socket = pool->socket, .events = ZMQ_POLLOUT},
+                              {.socket = pool->monitor, .events = ZMQ_POLLIN}};
+    if (pool->socket == NULL)
+        return false;
+    zmq_poll(items, 2, GREETING_MS);
+    if (items[0].revents != 0)
+        return true;
+    if (items[1].revents != 0 && !pool->welcomed)
+        refuse(pool);
+    else
+        lose(pool, items[1].revents != 0 ? "the supervisor is gone" : "the pool takes no more messages");
+    return false;
+}
+
 static void send_frames(vp_pool *pool, const msgpack_sbuffer *header, const msgpack_sbuffer *payload)
 {
     const char nil = (char)0xc0;
-    if (pool->socket == NULL)
+    if (!has_room(pool))
         return;
     zmq_send(pool->socket, header->data, header->size, ZMQ_SNDMORE);
     if (payload != NULL)
@@ -522,32 +564,82 @@ static bool pump(vp_pool *pool, double end)
     if (some)
         return true;
     zmq_poll(items, 2, isinf(end) || left > MAX_TIMEOUT_MS ? -1 : left > 0 ? (long)ceil(left) : 0);
-    if (items[0].revents == 0 && items[1].revents != 0)
-        lose(pool, "the supervisor is gone");
+    if (items[0].revents == 0 && items[1].revents != 0) {
+        if (pool->welcomed)
+            lose(pool, "the supervisor is gone");
+        else
+            refuse(pool);
+    }
     return false;
 }
 
-/* Say at once if nobody can be behind an endpoint. */
-static bool probe(const char *endpoint, vp_error *error)
+/* Try whether somebody accepts a connection; 0, or why not. */
+static int attempt(int family, const struct sockaddr *address, socklen_t size)
+{
+    int fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), failed = 0;
+    struct pollfd writable = {.fd = fd, .events = POLLOUT};
+    socklen_t length = sizeof failed;
+    if (fd < 0)
+        return errno;
+    if (connect(fd, address, size) != 0)
+        failed = errno;
+    if (failed == EINPROGRESS) {
+        if (poll(&writable, 1, PROBE_MS) != 1)
+            failed = ETIMEDOUT;
+        else
+            getsockopt(fd, SOL_SOCKET, SO_ERROR, &failed, &length);
+    }
+    close(fd);
+    return failed;
+}
+
+static int attempt_local(const char *path)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int fd, refused;
-    if (strncmp(endpoint, "ipc:///", 7) != 0 || strlen(endpoint + 6) >= sizeof address.sun_path) {
-        set_error(error, "invalid_request", false, "an endpoint looks like ipc:///run/user/1000/vllmport/pool.sock, not %s", endpoint);
-        return false;
-    }
-    strcpy(address.sun_path, endpoint + 6);
-    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    refused = connect(fd, (struct sockaddr *)&address, sizeof address);
-    if (refused)
-        set_error(error, "connect_failed", true, "no pool at %s (%s); start one with `vllmport serve`, or name another with VLLMPORT_ENDPOINT", endpoint, strerror(errno));
-    close(fd);
-    return !refused;
+    if (strlen(path) >= sizeof address.sun_path)
+        return ENAMETOOLONG;
+    strcpy(address.sun_path, path);
+    return attempt(AF_UNIX, (struct sockaddr *)&address, sizeof address);
+}
+
+/* HOST:PORT or [HOST]:PORT; EINVAL for anything else. */
+static int attempt_tcp(const char *where)
+{
+    struct addrinfo wanted = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV}, *found;
+    const char *colon = strrchr(where, ':');
+    char host[256];
+    size_t brackets = *where == '[', size = colon == NULL ? 0 : (size_t)(colon - where);
+    int failed = EHOSTUNREACH;
+    if (size <= 2 * brackets || size >= sizeof host || strspn(colon + 1, "0123456789") != strlen(colon + 1) || colon[1] == '\0')
+        return EINVAL;
+    snprintf(host, sizeof host, "%.*s", (int)(size - 2 * brackets), where + brackets);
+    if (getaddrinfo(host, colon + 1, &wanted, &found) != 0)
+        return EHOSTUNREACH;
+    for (struct addrinfo *each = found; each != NULL && failed != 0; each = each->ai_next)
+        failed = attempt(each->ai_family, each->ai_addr, each->ai_addrlen);
+    freeaddrinfo(found);
+    return failed;
+}
+
+/* Say at once if nobody can be behind an endpoint. */
+static bool probe(const vp_pool *pool, vp_error *error)
+{
+    bool is_local = strncmp(pool->endpoint, "ipc:///", 7) == 0;
+    int failed = EINVAL;
+    if (is_local || pool->over_tcp)
+        failed = is_local ? attempt_local(pool->endpoint + 6) : attempt_tcp(pool->endpoint + 6);
+    if (failed == EINVAL || failed == ENAMETOOLONG)
+        set_error(error, "invalid_request", false, "an endpoint looks like ipc:///run/user/1000/vllmport/pool.sock or tcp://10.0.0.7:5555, not %s", pool->endpoint);
+    else if (failed != 0)
+        set_error(error, "connect_failed", true, "no pool at %s (%s); start one with `vllmport serve`, or name another with VLLMPORT_ENDPOINT", pool->endpoint, strerror(failed));
+    return failed == 0;
 }
 
 static void open_socket(vp_pool *pool)
 {
-    int never = -1, linger = LINGER_MS, unlimited = 0;
+    const int endings = ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
+                        ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH;
+    int never = -1, linger = LINGER_MS, unlimited = 0, yes = 1;
     int64_t size = MAX_FRAME;
     char address[64];
     pool->socket = zmq_socket(pool->context, ZMQ_DEALER);
@@ -555,11 +647,17 @@ static void open_socket(vp_pool *pool)
     zmq_setsockopt(pool->socket, ZMQ_LINGER, &linger, sizeof linger);
     zmq_setsockopt(pool->socket, ZMQ_RCVHWM, &unlimited, sizeof unlimited);
     zmq_setsockopt(pool->socket, ZMQ_MAXMSGSIZE, &size, sizeof size);
+    zmq_setsockopt(pool->socket, ZMQ_IPV6, &yes, sizeof yes);
+    if (pool->over_tcp) {
+        zmq_setsockopt(pool->socket, ZMQ_CURVE_SERVERKEY, pool->keys.server, KEY_SIZE);
+        zmq_setsockopt(pool->socket, ZMQ_CURVE_PUBLICKEY, pool->keys.public, KEY_SIZE);
+        zmq_setsockopt(pool->socket, ZMQ_CURVE_SECRETKEY, pool->keys.secret, KEY_SIZE);
+    }
     pool->connection++;
     pool->last_id = 0;
     pool->welcomed = false;
     snprintf(address, sizeof address, "inproc://monitor-%llu", (unsigned long long)pool->connection);
-    zmq_socket_monitor(pool->socket, address, ZMQ_EVENT_DISCONNECTED);
+    zmq_socket_monitor(pool->socket, address, endings);
     pool->monitor = zmq_socket(pool->context, ZMQ_PAIR);
     zmq_connect(pool->monitor, address);
     zmq_connect(pool->socket, pool->endpoint);
@@ -569,7 +667,7 @@ static bool greet(vp_pool *pool, vp_error *error)
 {
     msgpack_sbuffer hello;
     double end = now() + GREETING_MS / 1000.0;
-    if (!probe(pool->endpoint, error))
+    if (!probe(pool, error))
         return false;
     open_socket(pool);
     msgpack_sbuffer_init(&hello);
@@ -603,7 +701,74 @@ static bool reconnect(vp_pool *pool, double timeout, vp_error *error)
     return true;
 }
 
+/* Keys. What is said of them never quotes a file. */
+
+static bool is_key(const char *text, size_t size)
+{
+    return size == KEY_SIZE - 1 && strspn(text, Z85) >= size;
+}
+
+/* Copy the value of NAME = "VALUE" out of the text of a pair. */
+static bool find_key(char *key, const char *text, const char *name)
+{
+    const char *line = text;
+    while (line != NULL && strncmp(line, name, strlen(name)) != 0) {
+        line = strchr(line, '\n');
+        line = line == NULL ? NULL : line + 1;
+    }
+    line = line == NULL ? NULL : strchr(line, '"');
+    if (line == NULL || !is_key(line + 1, strcspn(line + 1, "\"\n")))
+        return false;
+    memcpy(key, line + 1, KEY_SIZE - 1);
+    return true;
+}
+
+static bool read_pair(key_ring *keys, const char *path, vp_error *error)
+{
+    struct stat info;
+    char text[1024] = "";
+    FILE *file = fopen(path, "re");
+    bool is_private, found;
+    if (file == NULL || fstat(fileno(file), &info) != 0) {
+        set_error(error, "invalid_request", false, "cannot read the key %s: %s; `vllmport keygen FILE` makes one", path, strerror(errno));
+        if (file != NULL)
+            fclose(file);
+        return false;
+    }
+    is_private = (info.st_mode & 077) == 0;
+    found = is_private && fread(text, 1, sizeof text - 1, file) > 0 &&
+            find_key(keys->public, text, "public_key") && find_key(keys->secret, text, "secret_key");
+    fclose(file);
+    explicit_bzero(text, sizeof text);
+    if (!is_private)
+        set_error(error, "invalid_request", false, "others may read the key %s; run `chmod 600 %s`, or make a new one", path, path);
+    else if (!found)
+        set_error(error, "invalid_request", false, "%s is no key pair; `vllmport keygen FILE` makes one", path);
+    return found;
+}
+
+static bool take_keys(vp_pool *pool, const vp_keys *keys, vp_error *error)
+{
+    const char *server = keys != NULL && keys->server_key != NULL ? keys->server_key : getenv("VLLMPORT_SERVER_KEY");
+    const char *path = keys != NULL && keys->key != NULL ? keys->key : getenv("VLLMPORT_KEY");
+    if (server == NULL || *server == '\0' || path == NULL || *path == '\0') {
+        set_error(error, "invalid_request", false, "%s takes keys: the pool's public key as server_key or VLLMPORT_SERVER_KEY, and the file of your own pair as key or VLLMPORT_KEY; `vllmport keygen FILE` makes one", pool->endpoint);
+        return false;
+    }
+    if (!is_key(server, strlen(server))) {
+        set_error(error, "invalid_request", false, "server_key is the 40 characters that `vllmport keygen` printed for the pool");
+        return false;
+    }
+    memcpy(pool->keys.server, server, KEY_SIZE);
+    return read_pair(&pool->keys, path, error);
+}
+
 vp_pool *vp_connect(const char *endpoint, vp_error *error)
+{
+    return vp_connect_with(endpoint, NULL, error);
+}
+
+vp_pool *vp_connect_with(const char *endpoint, const vp_keys *keys, vp_error *error)
 {
     vp_pool *pool = calloc(1, sizeof *pool);
     const char *runtime = getenv("XDG_RUNTIME_DIR");
@@ -616,8 +781,9 @@ vp_pool *vp_connect(const char *endpoint, vp_error *error)
             abort();
     } else if (asprintf(&pool->endpoint, "ipc:///tmp/vllmport-%u/pool.sock", getuid()) < 0)
         abort();
+    pool->over_tcp = strncmp(pool->endpoint, "tcp://", 6) == 0;
     pool->context = zmq_ctx_new();
-    if (greet(pool, error))
+    if ((!pool->over_tcp || take_keys(pool, keys, error)) && greet(pool, error))
         return pool;
     vp_close(pool);
     return NULL;
@@ -640,6 +806,7 @@ void vp_close(vp_pool *pool)
         free(old);
     }
     free(pool->endpoint);
+    explicit_bzero(&pool->keys, sizeof pool->keys);
     free(pool);
 }
 

@@ -46,9 +46,20 @@ typedef enum vp_event {
     VP_FAILED /* the call has ended with an error */
 } vp_event;
 
-/* Join the pool at ipc://PATH; NULL for VLLMPORT_ENDPOINT, else the user's runtime folder.
- * Returns NULL with the error filled in: connect_failed, protocol_error, invalid_request. */
+/* What a pool that listens on TCP takes, see `vllmport keygen`. NULL for what VLLMPORT_SERVER_KEY
+ * and VLLMPORT_KEY say. */
+typedef struct vp_keys {
+    const char *server_key; /* the pool's public key, 40 characters */
+    const char *key;        /* path of the client's own pair */
+} vp_keys;
+
+/* Join the pool at ipc://PATH or tcp://HOST:PORT; NULL for VLLMPORT_ENDPOINT, else the user's runtime
+ * folder. Returns NULL with the error filled in: connect_failed, protocol_error, invalid_request,
+ * permission_denied where a pool on TCP does not know the key. */
 vp_pool *vp_connect(const char *endpoint, vp_error *error);
+
+/* The same with keys that the environment does not name; `keys` may be NULL. */
+vp_pool *vp_connect_with(const char *endpoint, const vp_keys *keys, vp_error *error);
 
 /* Leave. Calls that are still open must have been ended with vp_end before. */
 void vp_close(vp_pool *pool);

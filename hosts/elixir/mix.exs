@@ -9,7 +9,11 @@ defmodule VLLM.MixProject do
       elixirc_paths: if(Mix.env() == :test, do: ["lib", "test/support"], else: ["lib"]),
       start_permanent: Mix.env() == :prod,
       description: "vLLM kept out of the VM: a supervised pool of workers behind a port",
-      package: [licenses: ["MIT"], files: ["lib", "mix.exs", "README.md"], links: %{}],
+      package: [
+        licenses: ["MIT"],
+        files: ~w(lib mix.exs .formatter.exs README.md LICENSE),
+        links: %{}
+      ],
       deps: []
     ]
   end

@@ -17,6 +17,7 @@ from vllmport.bridge.errors import ERRORS
 from vllmport.bridge.events import EVENTS
 from vllmport.bridge.messages import (
     KINDS,
+    Bye,
     Call,
     Cancel,
     Credit,
@@ -27,6 +28,7 @@ from vllmport.bridge.messages import (
     Kind,
     Message,
     Ping,
+    Result,
     Welcome,
     decode,
     encode,
@@ -41,12 +43,14 @@ from vllmport.pool.supervisor.access import (
     ADMIN_ARGUMENTS,
     CALL_ENGINE_VERBS,
     CALL_POOL_VERBS,
+    Guest,
     Role,
 )
 from vllmport.pool.supervisor.control import MAX_NESTED, Control
 from vllmport.pool.supervisor.dispatch import Dispatcher
 from vllmport.pool.supervisor.events import EventLog
 from vllmport.pool.supervisor.fleet import Fleet
+from vllmport.pool.supervisor.hangups import HELLO_TIME, LAST_WORDS
 from vllmport.pool.supervisor.specification import MAX_MODEL_NAME, spec_from
 from vllmport.worker.engines.echo import EchoEngine
 
@@ -118,6 +122,8 @@ def test_numbers_in_the_text() -> None:
     assert f"at most {MAX_MODEL_NAME} bytes" in TEXT
     assert Policy().max_client_bytes == 64 * 2**20
     assert "64 MiB unless configured" in TEXT
+    assert f"no HELLO within {HELLO_TIME:g} s" in TEXT
+    assert f"still there {LAST_WORDS:g} s later" in TEXT
 
 
 # Messages.
@@ -395,6 +401,8 @@ HEX: dict[str, tuple[Message, Any]] = {
     "CREDIT": (Credit(7, 128), None),
     "CANCEL": (Cancel(7), None),
     "END": (End([[7, 1]], 1, "tiny/0"), [{"finished": True}]),
+    "RESULT": (Result(8, 1, "tiny/0", 1), {"token_ids": [7], "count": 1}),
+    "BYE": (Bye("closed"), None),
 }
 
 
@@ -449,5 +457,7 @@ def test_roles() -> None:
     assert named == CALL_POOL_VERBS
     assert set(codes(of_engine)) == CALL_ENGINE_VERBS
     assert f"at most {MAX_OUTLINE} keys" in TEXT
+    for field in dataclasses.fields(Guest):
+        assert not field.name.startswith("max_") or f"`{field.name}`" in TEXT.partition("## 16.")[2]
     for argument in ADMIN_ARGUMENTS:
         assert f"`{argument}`" in TEXT.partition("## 16.")[2]

@@ -42,7 +42,10 @@ def call(model: str, verb: str, **fields: Any) -> Call:
 
 def test_a_key_is_for_calls_unless_it_says_otherwise() -> None:
     guests = guests_from({"a": {"key": KEY}, "b": {"key": OTHER, "role": "admin", "max_calls": 3}})
-    assert guests == {KEY: Guest("a"), OTHER: Guest("b", Role.ADMIN, max_calls=3)}
+    assert guests == {
+        KEY: Guest("a", Role.CALL, KEY),
+        OTHER: Guest("b", Role.ADMIN, OTHER, max_calls=3),
+    }
 
 
 @pytest.mark.parametrize(
@@ -219,7 +222,7 @@ def test_another_users_connection_is_refused(runtime_dir: Path, address: str) ->
     with zmq.Context() as context:
         door = Clients(context, f"ipc://{runtime_dir / 'uid.sock'}", 1 << 20)
         try:
-            with pytest.raises(PermissionError, match="another user"):
+            with pytest.raises(PermissionDenied, match="another user"):
                 door.admit(b"id", Frame({"Peer-Address": text}), 1)  # type: ignore[arg-type]
             assert len(door) == 0
         finally:

@@ -16,22 +16,22 @@ from typing import Any
 
 import psutil
 import pytest
-import zmq
 
 from processes import (
     PATIENCE,
+    at_most,
     endless,
     environment,
     eventually,
-    program,
     read_line,
     script,
     unfinished,
     vllmport,
 )
-from vllmport.bridge.codec import pack, unpack
+from tcp_service import ROLES, SECRET, TOKEN, Served, Wire, serves_others, wires
+from vllmport.bridge.codec import pack
 from vllmport.bridge.limits import PROTOCOL_VERSION
-from vllmport.bridge.messages import Call, Error, Hello, Message, Welcome, decode, encode
+from vllmport.bridge.messages import Call, Error, Hello, Welcome, decode, encode
 from vllmport.bridge.packets import PacketReader, to_packet
 from vllmport.pool import (
     LLM,
@@ -41,80 +41,14 @@ from vllmport.pool import (
     Overloaded,
     PermissionDenied,
     Pool,
+    PoolLost,
+    VllmportError,
 )
 from vllmport.pool.client.connection import Connection
 from vllmport.pool.keys import ClientKeys, Pair, keys_for, make_pair, read_pair
+from vllmport.pool.supervisor.door import LOOK_EVERY
 
 ROOT = Path(__file__).parents[2]
-SECRET = "hunter2-and-nobody-else"
-TOKEN = "hf_neverToBeSeenAnywhere"
-
-ROLES = {"boss": "admin", "guest": "call", "small": "call"}
-SMALL = "max_calls = 3\nmax_queued = 2\nmax_bytes = 5000\n"
-
-Dealer = zmq.Socket[bytes]
-
-
-class Served:
-    """A service on TCP, its keys, and what it wrote."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        self.endpoint = f"tcp://127.0.0.1:{port}"
-        self.folder = folder
-        self.server = make_pair(folder / "server.key")
-        self.pairs = {name: make_pair(folder / f"{name}.key") for name in [*ROLES, "stranger"]}
-        self.clients = folder / "clients.toml"
-        self.write_clients(*ROLES)
-        self.config = folder / "pool.toml"
-        self.config.write_text(
-            f'endpoint = "{self.endpoint}"\n'
-            '[security]\nserver_key = "server.key"\nclients = "clients.toml"\n'
-            '[models.echo]\nmodel = "echo"\nstep_delay = 0.001\nmax_num_seqs = 4\n'
-            f'env = {{ SECRET = "{SECRET}", HF_TOKEN = "{TOKEN}" }}\n'
-        )
-
-    def write_clients(self, *names: str) -> None:
-        text = "".join(
-            f'[{name}]\nkey = "{self.pairs[name].public}"\nrole = "{ROLES[name]}"\n'
-            + (SMALL if name == "small" else "")
-            for name in names
-        )
-        self.clients.write_text(text)
-
-    def connect(self, name: str) -> Pool:
-        return Pool.connect(
-            self.endpoint, server_key=self.server.public, key=self.folder / f"{name}.key"
-        )
-
-    def keys(self, name: str) -> ClientKeys:
-        return ClientKeys(self.pairs[name], self.server.public)
-
-    def environment(self, name: str) -> dict[str, str]:
-        return {
-            "VLLMPORT_ENDPOINT": self.endpoint,
-            "VLLMPORT_SERVER_KEY": self.server.public,
-            "VLLMPORT_KEY": str(self.folder / f"{name}.key"),
-        }
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator["Served"]:
-        command = (sys.executable, "-m", "vllmport.pool.cli", "serve", str(self.config))
-        with (self.folder / "log").open("w") as log, program(*command, stderr=log) as process:
-            eventually(lambda: process.poll() is not None or self._answers())
-            assert process.poll() is None, self.log()
-            yield self
-
-    def log(self) -> str:
-        return (self.folder / "log").read_text()
-
-    def _answers(self) -> bool:
-        try:
-            with self.connect("boss") as pool:
-                return all(worker["state"] == "READY" for worker in pool.status()["workers"])
-        except ConnectFailed:
-            return False
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +74,25 @@ def guest(served: Served) -> Iterator[LLM]:
         yield llm
 
 
-def serves_others(llm: LLM) -> bool:
-    return llm.generate("a", timeout=PATIENCE)[0].outputs[0].text == "a"
+Speak = Callable[[str], Wire]
+
+
+@pytest.fixture
+def speak(served: Served) -> Iterator[Speak]:
+    """Makes connections of a key, to be used message by message."""
+    with wires(served) as connect:
+        yield lambda name: connect(name).admitted()
+
+
+@pytest.fixture
+def stranger(served: Served) -> Iterator[LLM]:
+    """The echo model, attached to with a key that is known for a while."""
+    served.write_clients(**ROLES, stranger="call")
+    try:
+        with served.connect("stranger") as pool:
+            yield pool.llm(name="echo")
+    finally:
+        served.write_clients(**ROLES)
 
 
 # Who comes in.
@@ -188,18 +139,61 @@ def test_a_public_key_alone_opens_nothing(served: Served, guest: LLM) -> None:
     assert serves_others(guest)
 
 
-def test_a_key_can_be_added_and_taken_away_while_the_pool_runs(served: Served, guest: LLM) -> None:
-    ROLES["stranger"] = "call"
-    try:
-        served.write_clients(*ROLES)
-        with served.connect("stranger") as pool:
-            assert pool.status()["supervisor"]["clients"] >= 2
-    finally:
-        del ROLES["stranger"]
-        served.write_clients(*ROLES)
-    with pytest.raises(PermissionDenied):
-        served.connect("stranger")
+def test_a_key_can_be_added_while_the_pool_runs(stranger: LLM, guest: LLM) -> None:
+    assert serves_others(stranger)
     assert serves_others(guest)
+
+
+def test_a_key_that_is_taken_away_ends_its_connections_with_the_reason(
+    served: Served, stranger: LLM, guest: LLM, boss: Pool
+) -> None:
+    with guest.stream("b", endless()) as other, stranger.stream("a", endless()) as stream:
+        assert next(stream).text, next(other).text
+        served.write_clients(**ROLES)
+        with at_most(2 * LOOK_EVERY), pytest.raises(PermissionDenied, match="was taken out"):
+            for _ in stream:
+                pass
+        eventually(lambda: unfinished(boss) == 1)
+        assert next(other).text, "others go on"
+    with pytest.raises(PermissionDenied, match="does not know this key"):
+        stranger.tokenize("a")
+    with boss.events(last=50) as events, contextlib.suppress(TimeoutError):
+        while "was taken out" not in str((event := events.get(PATIENCE) or {}).get("reason")):
+            pass
+    assert event["event"] == "client.gone"
+
+
+def test_who_stays_after_its_key_was_taken_away_is_shown_out(
+    served: Served, guest: LLM, stranger: LLM, speak: Speak
+) -> None:
+    own = speak("stranger")
+    assert serves_others(stranger)
+    served.write_clients(**ROLES)
+    message, _ = own.hear()
+    assert isinstance(message, Error)
+    assert (message.id, message.code) == (0, "permission_denied")
+    assert own.was_ended()
+    assert serves_others(guest)
+
+
+def test_another_role_holds_for_connections_that_are_open(
+    served: Served, stranger: LLM, guest: LLM
+) -> None:
+    pool = stranger._pool
+    with pytest.raises(PermissionDenied, match="takes the role admin"):
+        pool.unload("nothing")
+    served.write_clients(**ROLES, stranger="admin")
+    eventually(lambda: error_of(pool, "unload", name="nothing") == "invalid_request")
+    served.write_clients(**ROLES, stranger="call")
+    eventually(lambda: error_of(pool, "unload", name="nothing") == "permission_denied")
+    assert serves_others(stranger)
+    assert serves_others(guest)
+
+
+def error_of(pool: Pool, verb: str, **args: Any) -> str:
+    with pytest.raises(VllmportError) as caught:
+        pool.call(verb, args)
+    return caught.value.code
 
 
 def test_a_broken_file_of_keys_changes_nothing(served: Served, guest: LLM) -> None:
@@ -209,7 +203,7 @@ def test_a_broken_file_of_keys_changes_nothing(served: Served, guest: LLM) -> No
             pool.status()
         assert "the keys stay as they were" in served.log()
     finally:
-        served.write_clients(*ROLES)
+        served.write_clients(**ROLES)
 
 
 def test_the_command_takes_its_keys_from_the_environment(served: Served) -> None:
@@ -395,52 +389,9 @@ def test_admin_may_load_and_unload(boss: Pool) -> None:
 
 
 @pytest.fixture
-def speak(served: Served) -> Iterator["Speak"]:
-    """Makes connections of a key, to be used message by message."""
-    with contextlib.ExitStack() as stack:
-        context = stack.enter_context(zmq.Context())
-        stack.callback(context.destroy, linger=0)
-        made: list[Wire] = []  # kept, so that they are closed and not let go
-
-        def make(name: str) -> Wire:
-            made.append(Wire(context, served, name))
-            return made[-1]
-
-        yield make
-
-
-@pytest.fixture
-def wire(speak: "Speak") -> "Wire":
+def wire(speak: Speak) -> Wire:
     """A connection with the role call."""
     return speak("guest")
-
-
-class Wire:
-    """A connection of a client that is not ours."""
-
-    def __init__(self, context: "zmq.Context[Dealer]", served: Served, name: str) -> None:
-        self.socket = context.socket(zmq.DEALER)
-        served.keys(name).put_on(self.socket)
-        self.socket.connect(served.endpoint)
-        self.say(Hello([PROTOCOL_VERSION], "test", os.getpid()))
-        assert isinstance(self.hear()[0], Welcome)
-
-    def say(self, message: Message, payload: bytes = b"\xc0") -> None:
-        self.socket.send_multipart([encode(message)[0], payload])
-
-    def hear(self) -> tuple[Message, Any]:
-        assert self.socket.poll(int(PATIENCE * 1000)), "no answer"
-        message, payload, buffers = decode(self.socket.recv_multipart())
-        return message, unpack(payload, buffers)
-
-    def code_of(self, call: Call, payload: bytes) -> str:
-        """Return how a call fails."""
-        self.say(call, payload)
-        message, _ = self.hear()
-        return message.code if isinstance(message, Error) else "none"
-
-
-Speak = Callable[[str], Wire]
 
 
 @pytest.mark.parametrize(
@@ -561,6 +512,24 @@ def test_a_quota_is_for_the_key_and_not_for_each_connection(speak: Speak, guest:
     assert serves_others(guest)
 
 
+def test_no_key_has_more_connections_than_it_may(served: Served, speak: Speak, guest: LLM) -> None:
+    wires = [speak("small") for _ in range(5)]
+    with pytest.raises(Overloaded, match="max_connections = 5") as caught:
+        served.connect("small")
+    assert caught.value.details["quota"] == "max_connections"
+    assert caught.value.retry_after > 0
+    assert serves_others(guest)
+    wires[0].socket.close(linger=0)
+    eventually(lambda: connects(served, "small"))
+    assert serves_others(guest)
+
+
+def connects(served: Served, name: str) -> bool:
+    with contextlib.suppress(Overloaded), served.connect(name):
+        return True
+    return False
+
+
 # Another user.
 
 AS_NOBODY = """
@@ -625,31 +594,6 @@ def test_a_port_joins_with_the_keys_of_its_environment(served: Served) -> None:
             assert (message.id, message.code) == (0, "permission_denied")
 
 
-# Bad guests, on TCP.
-
-
-def test_half_open_connections_are_closed_and_disturb_nobody(served: Served, guest: LLM) -> None:
-    address = ("127.0.0.1", int(served.endpoint.rpartition(":")[2]))
-    with contextlib.ExitStack() as silent:
-        half = [silent.enter_context(socket.create_connection(address)) for _ in range(100)]
-        for own in half[::2]:
-            own.sendall(b"\xff" + b"\x00" * 8)  # the beginning of a greeting
-        assert serves_others(guest)
-        half[0].settimeout(PATIENCE)
-        while half[0].recv(1024):  # its greeting, and then the end
-            pass
-
-
-def test_a_flood_of_one_key_lets_others_be_served(speak: Speak, guest: LLM) -> None:
-    own = speak("small")
-    payload = pack({"prompt": "a", "sampling_params": endless()}).payload
-    for number in range(1, 5001):
-        own.say(Call(number, "echo", "generate", None), payload)
-    assert serves_others(guest)
-    own.socket.close(linger=0)
-    eventually(lambda: unfinished(guest._pool) == 0)
-
-
 CLIENT = """
 import sys
 from vllmport.pool import Pool
@@ -661,6 +605,22 @@ with Pool.connect(endpoint, server_key=server_key, key=key) as pool, pool.llm(na
     for delta in stream:
         pass
 """
+
+
+def test_a_pool_on_tcp_that_was_restarted_is_found_again(tmp_path: Path) -> None:
+    service = Served(tmp_path)
+    with contextlib.ExitStack() as clients:
+        with service.running():
+            pool = clients.enter_context(service.connect("guest"))
+            llm = clients.enter_context(pool.llm(name="echo"))
+            stream = clients.enter_context(llm.stream("abc", endless()))
+            assert next(stream).text
+            os.kill(pool.status()["supervisor"]["pid"], signal.SIGKILL)
+            with pytest.raises(PoolLost):
+                for _ in stream:
+                    pass
+        with service.running():
+            assert serves_others(llm), "the keys are shown again, the model is attached to again"
 
 
 def test_calls_of_a_client_that_was_killed_are_aborted(served: Served, boss: Pool) -> None:
@@ -693,6 +653,9 @@ def test_secrets_are_in_no_log_no_status_and_no_error(served: Served, boss: Pool
     with boss.events(last=1000) as stream, contextlib.suppress(TimeoutError):
         while (event := stream.get(0.3)) is not None:
             errors.append(str(event))
+    for words in (("status",), ("status", "--json"), ("doctor", str(served.config))):
+        done = vllmport(*words, env=served.environment("boss"))
+        errors.append(done.stdout + done.stderr)
     status = boss.status()
     logs = [path.read_text() for path in Path(status["supervisor"]["log_dir"]).glob("*")]
     seen = "\n".join([*errors, str(status), served.log(), *logs])

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -252,6 +253,33 @@ static void what_cannot_be_reached_is_said(void)
     EXPECT(strcmp(error.code, "invalid_request") == 0);
 }
 
+static void write_file(const char *path, const char *text, unsigned mode)
+{
+    FILE *file = fopen(path, "w");
+    EXPECT(file != NULL && fputs(text, file) >= 0 && fclose(file) == 0 && chmod(path, mode) == 0);
+}
+
+static void a_pool_on_tcp_is_not_asked_without_proper_keys(void)
+{
+    const char *nobody = "tcp://127.0.0.1:9", *good = "Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID";
+    char path[128], pair[256];
+    vp_keys keys = {.server_key = "short", .key = path};
+    snprintf(path, sizeof path, "%s/own.key", folder);
+    snprintf(pair, sizeof pair, "public_key = \"%s\"\nsecret_key = \"%s\"\n", good, good);
+    EXPECT(vp_connect(nobody, &error) == NULL && strcmp(error.code, "invalid_request") == 0);
+    EXPECT(vp_connect_with(nobody, &keys, &error) == NULL && strstr(error.message, "40 characters") != NULL);
+    keys.server_key = good;
+    EXPECT(vp_connect_with(nobody, &keys, &error) == NULL && strstr(error.message, "cannot read") != NULL);
+    write_file(path, "public_key = \"secret\"\n", 0600);
+    EXPECT(vp_connect_with(nobody, &keys, &error) == NULL && strstr(error.message, "no key pair") != NULL);
+    write_file(path, pair, 0644);
+    EXPECT(vp_connect_with(nobody, &keys, &error) == NULL && strstr(error.message, "chmod 600") != NULL);
+    write_file(path, pair, 0600);
+    EXPECT(vp_connect_with(nobody, &keys, &error) == NULL && strcmp(error.code, "connect_failed") == 0);
+    keys.server_key = NULL;
+    EXPECT(vp_connect_with("tcp://:", &keys, &error) == NULL && strcmp(error.code, "invalid_request") == 0);
+}
+
 int main(void)
 {
     vp_pool *pool;
@@ -277,6 +305,7 @@ int main(void)
     a_killed_client_leaves_nothing(pool, &endless);
     a_restarted_supervisor_is_reached_again(pool, &endless);
     what_cannot_be_reached_is_said();
+    a_pool_on_tcp_is_not_asked_without_proper_keys();
 
     vp_close(pool);
     stop_service(SIGTERM);

@@ -16,6 +16,18 @@ defmodule VLLM.GuideTest do
 
   @params VLLM.sampling_params!(temperature: 0, max_tokens: 8)
 
+  # Each snippet that is executed says so; after all tests, none may be missing.
+  setup_all do
+    {:ok, executed} = Agent.start(fn -> MapSet.new() end, name: __MODULE__.Executed)
+
+    on_exit(fn ->
+      missing = MapSet.difference(MapSet.new(snippets()), Agent.get(executed, & &1))
+      Agent.stop(executed)
+      chosen? = ExUnit.configuration()[:include] != []
+      unless chosen?, do: assert(MapSet.to_list(missing) == [], "they were not executed")
+    end)
+  end
+
   setup do
     with_env(:snakepit, [])
     with_env(:snakebridge, [])
@@ -23,7 +35,11 @@ defmodule VLLM.GuideTest do
     :ok
   end
 
+  defp snippets, do: @folder |> File.ls!() |> Enum.map(&Path.basename(&1, ".exs"))
+
   defp source(name), do: File.read!(Path.join(@folder, name <> ".exs"))
+
+  defp executed(name), do: Agent.update(__MODULE__.Executed, &MapSet.put(&1, name))
 
   # What a snippet says under config/.
   defp configure(name) do
@@ -31,22 +47,25 @@ defmodule VLLM.GuideTest do
     source = if source =~ "import Config", do: source, else: "import Config\n" <> source
     config = Config.Reader.eval!(Path.join(@folder, "config.exs"), source, env: :test)
     Application.put_all_env(Keyword.delete(config, :logger))
+    executed(name)
     config
   end
 
-  defp evaluate(name, binding \\ []), do: name |> source() |> Code.eval_string(binding) |> elem(1)
-
-  defp attempt(name) do
-    {:ok, evaluate(name)[:llm]}
-  rescue
-    error in Error -> {:error, error}
+  # It counts as executed also where it raises: the test of it says what it may raise.
+  defp evaluate(name, binding \\ []) do
+    executed(name)
+    name |> source() |> Code.eval_string(binding) |> elem(1)
   end
 
-  defp answers?(llm) do
-    [%{outputs: [%{text: text}]}] =
-      VLLM.generate!(llm, "The capital of France is", sampling_params: @params)
-
-    text == " Paris."
+  # Execute a snippet and ask its model something.
+  defp attempt(name) do
+    llm = evaluate(name)[:llm]
+    opts = [sampling_params: @params]
+    [%{outputs: [%{text: text}]}] = VLLM.generate!(llm, "The capital of France is", opts)
+    VLLM.release(llm)
+    if text == " Paris.", do: :answered, else: {:said, text}
+  rescue
+    error in Error -> {:error, error}
   end
 
   snippets = @folder |> File.ls!() |> Enum.sort() |> Enum.map(&Path.basename(&1, ".exs"))
@@ -57,21 +76,25 @@ defmodule VLLM.GuideTest do
     assert length(unquote(loading)) == 12
   end
 
-  for name <- loading do
-    @tag :capture_log
-    test "#{name} loads its model, which answers, or fails with a typed error" do
-      name = unquote(name)
+  # Two at a time: an engine that starts keeps one processor busy.
+  @tag :capture_log
+  @tag timeout: 900_000
+  test "the snippets that load a model get one that answers, or fail with a typed error" do
+    outcomes =
+      unquote(loading)
+      |> Task.async_stream(&{&1, attempt(&1)}, max_concurrency: 2, timeout: :infinity)
+      |> Enum.map(fn {:ok, {name, outcome}} -> {name, outcome} end)
 
-      case {@needs_more[name], attempt(name)} do
-        {nil, {:ok, llm}} ->
-          assert answers?(llm)
-          VLLM.release(llm)
+    for {name, outcome} <- outcomes do
+      case {@needs_more[name], outcome} do
+        {nil, :answered} ->
+          :ok
 
         {codes, {:error, error}} when codes != nil ->
-          assert error.code in codes and error.phase == "load"
+          assert error.code in codes and error.phase == "load", "#{name}: #{inspect(error)}"
 
         {_, other} ->
-          flunk("it went otherwise: #{inspect(other)}")
+          flunk("#{name} went otherwise: #{inspect(other)}")
       end
     end
   end
@@ -105,10 +128,10 @@ defmodule VLLM.GuideTest do
   end
 
   test "timeouts of single calls are given in each of the three ways" do
-    llm = VLLM.llm!("tiny")
-    binding = [llm: llm, prompts: ["The capital of France is"], params: @params]
+    llm = VLLM.llm!("echo", name: "in time")
+    binding = [llm: llm, prompts: ["in time"], params: @params]
     bound = evaluate("09_per_call_timeouts", binding)
-    assert [%{outputs: [%{text: " Paris."}]}] = bound[:outputs]
+    assert [%{outputs: [%{text: "in time"}]}] = bound[:outputs]
     assert bound[:opts][:__runtime__] == [timeout_profile: :ml_inference]
     VLLM.release(llm)
   end

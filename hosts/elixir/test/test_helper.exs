@@ -15,7 +15,10 @@ names = [
 ]
 
 config = Path.join(folder, "pool.toml")
-File.write!(config, ["[aliases]\n" | Enum.map(names, &"\"#{&1}\" = \"#{tiny}\"\n")])
+aliases = Enum.map(names, &"\"#{&1}\" = \"#{tiny}\"\n")
+
+# No process at hand: each model here is loaded once, and what stands by would take its time.
+File.write!(config, ["[policy]\nstandby = false\n[aliases]\n" | aliases])
 
 Application.put_env(:vllm, :pool, config)
 

@@ -3,14 +3,32 @@
 
 import { connect as connectSocket } from "node:net";
 import { Dealer } from "zeromq";
-import { ConnectFailed, DeadlineExceeded, PoolClosed, PoolLost, ProtocolError, VllmportError } from "./errors.js";
+import {
+  ConnectFailed,
+  DeadlineExceeded,
+  PermissionDenied,
+  PoolClosed,
+  PoolLost,
+  ProtocolError,
+  VllmportError,
+} from "./errors.js";
+import { type ClientKeys, addressOf } from "./keys.js";
 import { type Entry, MAX_FRAME, type Message, decode, encode, errorOf } from "./messages.js";
 import { unpack } from "./values.js";
 import { PRODUCT, PROTOCOL_VERSION } from "./version.js";
 
 const GREETING_MS = 5000;
+const PROBE_MS = 1000; // somebody may take to accept a connection
 const GRACE_MS = 2000; // after a deadline, before this end gives up on the supervisor's answer
 const LAST_WORDS_MS = 20; // messages that came before the end of a connection are read after it
+
+/** What the monitor of a socket reports: that the connection ended, or never began. */
+const ENDINGS: ReadonlySet<string> = new Set([
+  "disconnect",
+  "handshake:error:auth",
+  "handshake:error:protocol",
+  "handshake:error:other",
+]);
 
 /** What a call's events are given to. */
 export interface Listener {
@@ -36,24 +54,34 @@ interface OpenCall {
 export class Connection {
   /** Names the run of the supervisor that this connection reaches. */
   epoch = "";
-  #socket = new Dealer({
-    reconnectInterval: -1,
-    maxMessageSize: MAX_FRAME,
-    receiveHighWaterMark: 0, // streams are bounded by credit
-    linger: 200,
-  });
+  #socket: Dealer;
   #calls = new Map<number, OpenCall>();
   #lastId = 0;
   #sending: Promise<void> = Promise.resolve();
   #error: VllmportError | undefined;
   #welcomed: (error?: VllmportError) => void = () => {};
 
-  private constructor(readonly endpoint: string) {}
+  private constructor(
+    readonly endpoint: string,
+    keys: ClientKeys | undefined,
+  ) {
+    this.#socket = new Dealer({
+      reconnectInterval: -1,
+      maxMessageSize: MAX_FRAME,
+      receiveHighWaterMark: 0, // streams are bounded by credit
+      linger: 200,
+      ipv6: true,
+      ...keys,
+    });
+  }
 
-  /** Connect and say HELLO. Throws ConnectFailed, ProtocolError. */
-  static async open(endpoint: string): Promise<Connection> {
+  /**
+   * Connect and say HELLO; to a pool on TCP with the keys that it asks for.
+   * Throws ConnectFailed, PermissionDenied, ProtocolError.
+   */
+  static async open(endpoint: string, keys: ClientKeys | undefined): Promise<Connection> {
     await probe(endpoint);
-    const connection = new Connection(endpoint);
+    const connection = new Connection(endpoint, keys);
     await connection.#greet();
     return connection;
   }
@@ -129,13 +157,24 @@ export class Connection {
 
   async #watch(): Promise<void> {
     for await (const event of this.#socket.events) {
-      if (event.type === "disconnect") {
-        const lost = new PoolLost("the supervisor is gone", { details: { endpoint: this.endpoint } });
-        setTimeout(() => this.#end(lost), LAST_WORDS_MS);
+      if (ENDINGS.has(event.type)) {
+        setTimeout(() => this.#end(this.#loss()), LAST_WORDS_MS);
       } else if (event.type === "end") {
         return;
       }
     }
+  }
+
+  /** Why the connection ended: it was lost, or refused before anything was said on it. */
+  #loss(): VllmportError {
+    const parts = { details: { endpoint: this.endpoint } };
+    if (this.epoch !== "") return new PoolLost("the supervisor is gone", parts);
+    if (addressOf(this.endpoint) === undefined) {
+      return new ConnectFailed(`${this.endpoint} ended the connection before it began`, parts);
+    }
+    const words =
+      `${this.endpoint} refused the connection: the pool does not know this key, or serverKey is not its public key`;
+    return new PermissionDenied(words, { phase: "connect", ...parts });
   }
 
   #handle(message: Message): void {
@@ -196,15 +235,16 @@ export class Connection {
 
 /** Say at once, with the reason, if nobody can be behind an endpoint. */
 function probe(endpoint: string): Promise<void> {
-  const path = endpoint.replace(/^ipc:\/\//, "");
+  const where = addressOf(endpoint) ?? { path: endpoint.replace(/^ipc:\/\//, "") };
   return new Promise((resolve, reject) => {
-    const socket = connectSocket(path, () => {
+    const socket = connectSocket(where, () => {
       socket.destroy();
       resolve();
     });
+    socket.setTimeout(PROBE_MS, () => socket.destroy(new Error("nobody answers in time")));
     socket.once("error", (error: NodeJS.ErrnoException) => {
       const words =
-        `no pool at ${endpoint} (${error.code}); start one with \`vllmport serve\`, ` +
+        `no pool at ${endpoint} (${error.code ?? error.message}); start one with \`vllmport serve\`, ` +
         "or name another with VLLMPORT_ENDPOINT";
       reject(new ConnectFailed(words, { details: { endpoint } }));
     });

@@ -3,6 +3,7 @@
 import { setTimeout as pause } from "node:timers/promises";
 import { ConnectFailed, PoolClosed } from "./errors.js";
 import { Connection } from "./connection.js";
+import type { ClientKeys } from "./keys.js";
 
 const FIRST_PAUSE_MS = 20;
 const LONGEST_PAUSE_MS = 500;
@@ -16,9 +17,13 @@ export class Link {
   constructor(
     readonly endpoint: string,
     readonly patienceMs: number,
+    readonly keys?: ClientKeys,
   ) {}
 
-  /** Return a connection that is alive, opened now if need be. Throws ConnectFailed, PoolClosed. */
+  /**
+   * Return a connection that is alive, opened now if need be.
+   * Throws ConnectFailed, PermissionDenied, PoolClosed.
+   */
   async connection(patienceMs: number | null): Promise<Connection> {
     if (this.#closed) throw new PoolClosed("this client was closed");
     if (this.#connection?.alive) return this.#connection;
@@ -38,7 +43,7 @@ export class Link {
     const end = performance.now() + patienceMs;
     for (let wait = FIRST_PAUSE_MS; ; wait = Math.min(2 * wait, LONGEST_PAUSE_MS)) {
       try {
-        this.#connection = await Connection.open(this.endpoint);
+        this.#connection = await Connection.open(this.endpoint, this.keys);
         return this.#connection;
       } catch (error) {
         const left = end - performance.now();

@@ -1,8 +1,9 @@
 // A pool that runs already, and the handles of its models.
 
 import { userInfo } from "node:os";
-import { type CallOptions, PROFILES, headerOf, refusal, resultOf, timeoutOf, untilAborted } from "./calls.js";
+import { type CallOptions, PROFILES, headerOf, resultOf, timeoutOf, untilAborted } from "./calls.js";
 import type { Connection } from "./connection.js";
+import { type KeyOptions, keysFor } from "./keys.js";
 import { Link } from "./link.js";
 import type { EngineArgs, LoRARequest, SamplingParams } from "./params.js";
 import type { PoolStatus, Progress, RequestOutput } from "./results.js";
@@ -16,7 +17,8 @@ const AT_ONCE = 1024; // prompts of one list that are open at one time
 export type Prompt = string | number[] | { prompt?: string; prompt_token_ids?: number[]; cache_salt?: string };
 export type ChatMessage = { role: string; content: unknown } & Record<string, unknown>;
 
-export interface ConnectOptions {
+/** The keys are for pools that listen on TCP. */
+export interface ConnectOptions extends KeyOptions {
   /** Milliseconds to try again where nobody answers, 10 s if not given. */
   patience?: number;
 }
@@ -57,14 +59,13 @@ export class Pool {
   }
 
   /**
-   * Join a pool. When its supervisor is lost, open calls fail with PoolLost and the next call
-   * connects again. Throws ConnectFailed, InvalidRequest.
+   * Join a pool at ipc://PATH or tcp://HOST:PORT. When its supervisor is lost, open calls fail
+   * with PoolLost and the next call connects again. Throws ConnectFailed, InvalidRequest, and
+   * PermissionDenied where the pool does not know the key.
    */
   static async connect(endpoint = defaultEndpoint(), options: ConnectOptions = {}): Promise<Pool> {
-    if (!endpoint.startsWith("ipc:///")) {
-      throw refusal("endpoint", endpoint, `an endpoint looks like ipc:///run/user/1000/vllmport/pool.sock`);
-    }
-    const pool = new Pool(new Link(endpoint, options.patience ?? 10_000));
+    const keys = keysFor(endpoint, options);
+    const pool = new Pool(new Link(endpoint, options.patience ?? 10_000, keys));
     await pool.link.connection(0);
     return pool;
   }

@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
+import { chmodSync, writeFileSync } from "node:fs";
 import { once } from "node:events";
 import { after, before, test } from "node:test";
 import { fileURLToPath } from "node:url";
@@ -201,6 +202,29 @@ test("a client that is killed leaves nothing in the engine", async () => {
 test("nobody at the endpoint is a typed error at once", async () => {
   await assert.rejects(Pool.connect("ipc:///tmp/nobody-is-here.sock", { patience: 0 }), ConnectFailed);
   await assert.rejects(Pool.connect("tcp://somewhere", { patience: 0 }), InvalidRequest);
+});
+
+test("a pool on TCP is not asked without proper keys", async () => {
+  const nobody = "tcp://127.0.0.1:9";
+  const serverKey = "Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID";
+  const key = `${service.folder}/own.key`;
+  const complains = (options: object, about: string) =>
+    assert.rejects(Pool.connect(nobody, { patience: 0, ...options }), (error) => {
+      assert.ok(error instanceof InvalidRequest);
+      assert.ok(!error.message.includes("secret"));
+      return error.parameter === about;
+    });
+  await complains({}, "serverKey");
+  await complains({ serverKey: "short", key }, "serverKey");
+  await complains({ serverKey }, "key");
+  await complains({ serverKey, key }, "key");
+  writeFileSync(key, 'public_key = "secret"\n', { mode: 0o600 });
+  await complains({ serverKey, key }, "key");
+  writeFileSync(key, `public_key = "${serverKey}"\nsecret_key = "${serverKey}"\n`);
+  chmodSync(key, 0o644);
+  await complains({ serverKey, key }, "key");
+  chmodSync(key, 0o600);
+  await assert.rejects(Pool.connect(nobody, { patience: 0, serverKey, key }), ConnectFailed);
 });
 
 test("a client that was closed says so", async () => {

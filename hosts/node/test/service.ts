@@ -15,7 +15,7 @@ export class Service {
   #process: ChildProcess | undefined;
 
   /** Serve what a pool.toml says, and wait until it answers. */
-  async start(toml = "[models.echo]\nmodel = 'echo'\n"): Promise<void> {
+  async start(toml = "[models.echo]\nmodel = 'echo'\n[policy]\nstandby = false\n"): Promise<void> {
     const config = `${this.folder}/pool.toml`;
     writeFileSync(config, toml);
     const [command, ...args] = [...COMMAND, "serve", "--endpoint", this.endpoint, config];

@@ -5,6 +5,8 @@ defmodule VLLM.Config do
   `config :vllm`:
 
     * `:connect` – endpoint of a pool that runs already; without it the application starts its own
+    * `:server_key` and `:key` – for one on TCP: the pool's public key, and the path of one's own pair;
+      else those of the environment variables VLLMPORT_SERVER_KEY and VLLMPORT_KEY
     * `:pool` – path of a `pool.toml` for that one
     * `:command` – the command, as a list; else that of the environment variable VLLMPORT, else the
       one of the interpreter, else `["vllmport"]`
@@ -78,6 +80,13 @@ defmodule VLLM.Config do
       path ->
         {:ok, {path, args ++ ["port" | target]}}
     end
+  end
+
+  @doc "The environment of the port, as `Port.open/2` takes it."
+  def port_env do
+    for {key, name} <- [server_key: 'VLLMPORT_SERVER_KEY', key: 'VLLMPORT_KEY'],
+        value = Application.get_env(:vllm, key),
+        do: {name, to_charlist(value)}
   end
 
   @doc "The interpreter that the pool runs with, or nil where the command alone is known."

@@ -297,7 +297,8 @@ defmodule VLLM.Pool do
   defp open(%{phase: :down} = state) do
     case Config.port_command() do
       {:ok, {path, args}} ->
-        port = Port.open({:spawn_executable, path}, [:binary, :exit_status, packet: 4, args: args])
+        options = [:binary, :exit_status, packet: 4, args: args, env: Config.port_env()]
+        port = Port.open({:spawn_executable, path}, options)
         opened = state.opened + 1
         Process.send_after(self(), {:silent, opened}, @greeting_ms)
 
@@ -344,10 +345,10 @@ defmodule VLLM.Pool do
     if phase == :ready, do: Logger.warning("vllm: #{Exception.message(error)}")
     sent? = fn call -> call.id != nil end
     state = %{state | port: nil, phase: :down, epoch: nil, ids: %{}}
-    state = fail_all(state, sent?, as_lost(error))
+    state = fail_all(state, sent?, error)
 
     cond do
-      phase == :ready -> reopen(%{state | pause: @first_pause, failing_since: nil})
+      phase == :ready and error.code == :pool_lost -> reopen(fresh(state))
       error.code == :connect_failed and not out_of_patience?(state) -> reopen(state)
       true -> fail_all(%{state | failing_since: nil}, fn _ -> true end, error)
     end
@@ -365,8 +366,7 @@ defmodule VLLM.Pool do
     %{state | phase: :pausing, pause: min(2 * state.pause, @longest_pause), failing_since: since}
   end
 
-  defp as_lost(%Error{code: :pool_lost} = error), do: error
-  defp as_lost(error), do: lost(Exception.message(error))
+  defp fresh(state), do: %{state | pause: @first_pause, failing_since: nil}
   defp lost(message), do: %Error{code: :pool_lost, message: message, retryable: true}
 
   # Messages.

@@ -25,6 +25,9 @@ from vllmport.bridge.messages import Call
 QUOTA_PAUSE: Final = 0.25
 """Seconds after which a key that has used up its quota may try again."""
 
+_SETTINGS: Final = {"key", "role", "max_connections", "max_calls", "max_queued", "max_bytes"}
+"""What the section of a key may say."""
+
 _Z85: Final = frozenset(
     "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
 )
@@ -71,6 +74,8 @@ class Guest:
     Attributes:
         name: What the file of keys calls it.
         role: What it may do.
+        key: Its public key in Z85.
+        max_connections: Connections that it may have at one time.
         max_calls: Calls that it may have open at one time.
         max_queued: Calls that may wait for workers at one time.
         max_bytes: Bytes of arguments of its open calls.
@@ -78,12 +83,14 @@ class Guest:
 
     name: str
     role: Role = Role.CALL
+    key: str = ""
+    max_connections: int = 256
     max_calls: int = 1024
     max_queued: int = 1024
     max_bytes: int = 64 * 2**20
 
 
-OWNER: Final = Guest("", Role.ADMIN, 2**63, 2**63, 2**63)
+OWNER: Final = Guest("", Role.ADMIN, "", 2**63, 2**63, 2**63, 2**63)
 """The user that the pool belongs to, on a local socket."""
 
 
@@ -109,7 +116,7 @@ def guests_from(data: Mapping[str, Any]) -> dict[str, Guest]:
     for name, section in data.items():
         if not isinstance(section, dict):
             raise _wrong(name, f"each key has a section: [{name}]")
-        if unknown := section.keys() - {"key", "role", "max_calls", "max_queued", "max_bytes"}:
+        if unknown := section.keys() - _SETTINGS:
             raise _wrong(name, f"[{name}] has unknown settings: {', '.join(sorted(unknown))}")
         quotas = {key: value for key, value in section.items() if key.startswith("max_")}
         if any(type(value) is not int or value < 1 for value in quotas.values()):
@@ -119,7 +126,7 @@ def guests_from(data: Mapping[str, Any]) -> dict[str, Guest]:
             raise _wrong(name, f"[{name}]: key is the public key that `vllmport keygen` printed")
         if key in guests:
             raise _wrong(name, f"[{name}] and [{guests[key].name}] have the same key")
-        guests[key] = Guest(name, _role(name, section.get("role", Role.CALL)), **quotas)
+        guests[key] = Guest(name, _role(name, section.get("role", Role.CALL)), key, **quotas)
     return guests
 
 
@@ -161,13 +168,16 @@ def too_much(guest: Guest, used: Usage, call: Call, size: int) -> Overloaded | N
         ("max_bytes", used.bytes + size, guest.max_bytes),
     ):
         if amount > limit:
-            return Overloaded(
-                f"{guest.name!r} may have {name} = {limit}, with this call it would have {amount}; "
-                f"try again in {QUOTA_PAUSE:g} s",
-                phase="queue",
-                details={"retry_after": QUOTA_PAUSE, "quota": name},
-            )
+            return _full(guest, name, limit, f"with this call it would have {amount}")
     return None
+
+
+def too_many(guest: Guest, connections: int) -> Overloaded | None:
+    """Return why a guest may not have one more connection, None if it may."""
+    limit = guest.max_connections
+    if connections < limit:
+        return None
+    return _full(guest, "max_connections", limit, f"and has {connections} already")
 
 
 def sum_of(used: Iterable[Usage]) -> Usage:
@@ -194,6 +204,14 @@ def _beyond_call(call: Call, packed: Packed) -> str:
 def _denied(guest: Guest, what: str) -> PermissionDenied:
     text = f"{what} takes the role admin, and {guest.name!r} has {guest.role}"
     return PermissionDenied(text, details={"role": Role.ADMIN.value})
+
+
+def _full(guest: Guest, quota: str, limit: int, words: str) -> Overloaded:
+    return Overloaded(
+        f"{guest.name!r} may have {quota} = {limit}, {words}; try again in {QUOTA_PAUSE:g} s",
+        phase="queue" if quota != "max_connections" else "connect",
+        details={"retry_after": QUOTA_PAUSE, "quota": quota},
+    )
 
 
 def _role(name: str, value: Any) -> Role:

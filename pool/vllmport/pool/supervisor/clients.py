@@ -4,29 +4,45 @@ Owns the front socket. Gives each connection a number that is never used again; 
 supervisor knows clients by it.
 """
 
+import contextlib
+import fcntl
 import itertools
 import logging
 import os
 import struct
+import termios
+import time
+from array import array
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Final
 
 import zmq
 
 from vllmport.bridge.codec import Bytes
+from vllmport.bridge.errors import PermissionDenied, ProtocolError, VllmportError
 from vllmport.bridge.limits import MAX_FRAME
-from vllmport.pool.supervisor.access import OWNER, Guest
+from vllmport.pool.endpoint import is_tcp
+from vllmport.pool.supervisor.access import OWNER, Guest, too_many
 from vllmport.pool.supervisor.door import Door
+from vllmport.pool.supervisor.hangups import HangUps
 
 logger = logging.getLogger("vllmport.supervisor")
 
 _MONITOR_EVENT = struct.Struct("=hi")
-"""First frame of a monitor's message: event and value; for a disconnection, the descriptor."""
+"""First frame of a monitor's message: event and value, here the descriptor of the connection."""
+
+
+_OVERHEAD: Final = 256
+"""Bytes that a message takes besides its own."""
 
 
 @dataclass(slots=True)
 class Client:
-    """One connection that said HELLO."""
+    """One connection that said HELLO.
+
+    `handed_bytes` were given to ZeroMQ since it was last seen to have sent all that it had.
+    """
 
     key: int
     identity: bytes
@@ -35,6 +51,7 @@ class Client:
     guest: Guest = OWNER
     waiting: deque[list[Bytes]] = field(default_factory=deque)
     waiting_bytes: int = 0
+    handed_bytes: int = 0
 
 
 class Clients:
@@ -64,7 +81,7 @@ class Clients:
         socket.setsockopt(zmq.HEARTBEAT_IVL, 5000)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20000)
         self.socket = socket
-        self.monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self.monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         if door is not None:
             door.guard(socket)
         self._door = door
@@ -74,6 +91,7 @@ class Clients:
         self._by_key: dict[int, Client] = {}
         self._by_fd: dict[int, Client] = {}
         self._slow: dict[int, Client] = {}
+        self._hangups = HangUps(over_tcp=is_tcp(endpoint))
         socket.bind(endpoint)
 
     def __len__(self) -> int:
@@ -102,6 +120,11 @@ class Clients:
                 frames.append(first.bytes)
             else:
                 frames.append(self.socket.recv())
+        if client is not None:
+            self._hangups.heard(client.fd)
+        elif first is not None:
+            with contextlib.suppress(zmq.ZMQError):  # it speaks an older ZMTP, and has no HELLO
+                self._hangups.heard(int(first.get(zmq.SRCFD)))
         return identity, client, frames, first
 
     def admit(self, identity: bytes, frame: zmq.Frame, pid: int) -> tuple[Client, list[Client]]:
@@ -111,23 +134,31 @@ class Clients:
         another connection can have the same one: once all reports are read, `fd` is this one's.
 
         Raises:
-            PermissionError: It belongs to another user, or its key is not known any more.
+            PermissionDenied: It belongs to another user, or its key is not known any more.
+            Overloaded: Its key has as many connections as it may.
         """
         if self._door is None:
             guest = _check_user(str(frame.get("Peer-Address")))
         else:
             guest = self._door.guest(str(frame.get("User-Id")))
+        if error := too_many(guest, len(self.of(guest))):
+            raise error
         gone = self.disconnected()
         client = Client(next(self._keys), identity, int(frame.get(zmq.SRCFD)), pid, guest)
         self._by_identity[identity] = self._by_key[client.key] = self._by_fd[client.fd] = client
+        self._hangups.welcomed(client.fd)
         return client, gone
 
     def disconnected(self) -> list[Client]:
         """Return the clients whose connections ended since the last time, already forgotten."""
         gone = []
         while int(self.monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            event, _endpoint = self.monitor.recv_multipart()
-            client = self._by_fd.get(_MONITOR_EVENT.unpack(event)[1])
+            what, fd = _MONITOR_EVENT.unpack(self.monitor.recv_multipart()[0])
+            if what == zmq.EVENT_ACCEPTED:
+                self._hangups.began(fd, time.monotonic())
+                continue
+            self._hangups.ended(fd)
+            client = self._by_fd.get(fd)
             if client is not None:
                 self.forget(client)
                 gone.append(client)
@@ -135,10 +166,37 @@ class Clients:
 
     def of(self, guest: Guest) -> list[int]:
         """Return the connections of a guest."""
-        return [key for key, client in self._by_key.items() if client.guest.name == guest.name]
+        return [key for key, client in self._by_key.items() if client.guest.key == guest.key]
+
+    def next_deadline(self) -> float:
+        """Return when connections have to be looked at."""
+        due = self._hangups.next_deadline()
+        return min(due, self._door.next_look) if self._door is not None else due
+
+    def unwelcome(self, now: float) -> list[tuple[Client, VllmportError]]:
+        """Return the clients that may not stay, and why; the others get the rights of now."""
+        found: list[tuple[Client, VllmportError]] = []
+        for fd in self._hangups.endless(now):
+            self._hangups.end_soon(fd, now)
+            if client := self._by_fd.get(fd):
+                found.append((client, ProtocolError("its message has no end")))
+        if self._door is not None and self._door.look_again(now):
+            for client in self._by_key.values():
+                try:
+                    client.guest = self._door.guest(client.guest.key)
+                except PermissionDenied as exc:
+                    found.append((client, exc))
+        return found
+
+    def hang_up(self, now: float) -> list[Client]:
+        """End the connections that are due; return those that have ended meanwhile."""
+        gone: list[Client] = []
+        self._hangups.end_due(now, lambda: gone.extend(self.disconnected()))
+        return gone
 
     def forget(self, client: Client) -> None:
-        """Drop a client and what waits for it."""
+        """Drop a client and what waits for it; if it does not leave, it is made to."""
+        self._hangups.end_soon(client.fd, time.monotonic())
         self._by_identity.pop(client.identity, None)
         self._by_key.pop(client.key, None)
         self._by_fd.pop(client.fd, None)
@@ -157,7 +215,7 @@ class Clients:
         if client.waiting:
             return self._keep(client, frames)
         try:
-            self.socket.send_multipart([client.identity, *frames], zmq.NOBLOCK)
+            self._hand_over(client, frames)
         except zmq.Again:
             return self._keep(client, frames)
         except zmq.ZMQError as exc:
@@ -178,8 +236,8 @@ class Clients:
         for client in list(self._slow.values()):
             try:
                 while client.waiting:
-                    self.socket.send_multipart([client.identity, *client.waiting[0]], zmq.NOBLOCK)
-                    client.waiting_bytes -= sum(map(len, client.waiting.popleft()))
+                    self._hand_over(client, client.waiting[0])
+                    client.waiting_bytes -= _cost(client.waiting.popleft())
                 del self._slow[client.key]
             except zmq.Again:
                 continue
@@ -187,16 +245,43 @@ class Clients:
                 lost.append(client)
         return lost
 
+    def _hand_over(self, client: Client, frames: list[Bytes]) -> None:
+        """Give ZeroMQ a message; it bounds the number of those that it keeps, this their bytes.
+
+        Raises:
+            zmq.Again: It has enough already.
+            zmq.ZMQError: The connection is gone.
+        """
+        if client.handed_bytes > self._max_bytes:
+            if _is_sending(client.fd):
+                raise zmq.Again
+            client.handed_bytes = 0
+        self.socket.send_multipart([client.identity, *frames], zmq.NOBLOCK)
+        client.handed_bytes += _cost(frames)
+
     def _keep(self, client: Client, frames: list[Bytes]) -> Client | None:
         client.waiting.append(frames)
-        client.waiting_bytes += sum(map(len, frames))
+        client.waiting_bytes += _cost(frames)
         self._slow[client.key] = client
         return client if client.waiting_bytes > self._max_bytes else None
+
+
+def _cost(frames: list[Bytes]) -> int:
+    """Return how many bytes a message takes while it is kept, about."""
+    return _OVERHEAD + sum(map(len, frames))
 
 
 def _check_user(address: str) -> Guest:
     """Let in who runs as the user that this process runs as; the kernel tells, not the client."""
     uid = address.rsplit(":", 3)[1] if address.count(":") >= 3 else ""
     if uid != str(os.getuid()):
-        raise PermissionError(f"this pool belongs to another user (peer {address})")
+        raise PermissionDenied(f"this pool belongs to another user (peer {address})")
     return OWNER
+
+
+def _is_sending(fd: int) -> bool:
+    """Tell whether the kernel still has something that the other side has not taken."""
+    unsent = array("i", [0])
+    with contextlib.suppress(OSError):  # the connection has ended: what is sent will say so
+        fcntl.ioctl(fd, termios.TIOCOUTQ, unsent)
+    return unsent[0] > 0

@@ -2,7 +2,8 @@
 
 Owns the socket that ZeroMQ asks about each new connection (ZAP, RFC 27); the supervisor's loop
 reads it like the others. Looks at the file of keys again whenever that has changed: a key can be
-added or taken away while the pool runs. Who is connected already stays until it leaves.
+added or taken away while the pool runs. Connections that are open follow once the file has stayed
+the same for a second: it may be found half written.
 """
 
 import logging
@@ -13,7 +14,7 @@ from typing import Final
 import zmq
 from zmq.utils import z85
 
-from vllmport.bridge.errors import InvalidRequest
+from vllmport.bridge.errors import InvalidRequest, PermissionDenied
 from vllmport.pool.plan import Security
 from vllmport.pool.supervisor.access import Guest, guests_from
 
@@ -22,6 +23,9 @@ logger = logging.getLogger("vllmport.supervisor")
 _ZAP: Final = "inproc://zeromq.zap.01"
 _HANDSHAKE_MS: Final = 5000
 """Milliseconds in which a connection has to say who it is."""
+
+LOOK_EVERY: Final = 1.0
+"""Seconds between two looks at the file of keys; there is one for each new connection as well."""
 
 
 class Door:
@@ -38,9 +42,10 @@ class Door:
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", security: Security) -> None:
         self._security = security
         self._path = Path(security.clients)
-        self._stamp = self._stamp_now()
+        self._stamp = self._seen = self._stamp_now()
         self._guests = read_guests(self._path)
-        self._by_name = {guest.name: guest for guest in self._guests.values()}
+        self._changed = False
+        self.next_look = 0.0
         self.socket = context.socket(zmq.ROUTER)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.bind(_ZAP)
@@ -53,16 +58,28 @@ class Door:
         socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
         socket.setsockopt(zmq.IPV6, 1)
 
-    def guest(self, name: str) -> Guest:
-        """Return who came in under this name.
+    def guest(self, key: str) -> Guest:
+        """Return who comes with this key.
 
         Raises:
-            PermissionError: It was taken out of the file meanwhile.
+            PermissionDenied: It was taken out of the file meanwhile.
         """
         try:
-            return self._by_name[name]
+            return self._guests[key]
         except KeyError:
-            raise PermissionError("this key is not known here any more") from None
+            raise PermissionDenied("this key was taken out of those that may come in") from None
+
+    def look_again(self, now: float) -> bool:
+        """Look at the file, from time to time; return whether it changed and then stayed so."""
+        if now < self.next_look:
+            return False
+        self.next_look = now + LOOK_EVERY
+        self._read_again()
+        before, self._seen = self._seen, self._stamp
+        if before != self._stamp:
+            return False
+        changed, self._changed = self._changed, False
+        return changed
 
     def on_requests(self) -> None:
         """Answer what ZeroMQ asks."""
@@ -78,15 +95,15 @@ class Door:
         version, request, _, address, _, mechanism, *credentials = frames[split:]
         guest = None
         if mechanism == b"CURVE" and len(credentials) == 1:
-            self._look_again()
+            self._read_again()
             guest = self._guests.get(z85.encode(credentials[0]).decode())
         if guest is None:
             logger.warning("refused address=%s: its key is not known", address.decode())
         code, text = (b"200", b"OK") if guest is not None else (b"400", b"unknown key")
-        name = guest.name.encode() if guest is not None else b""
-        self.socket.send_multipart([*frames[:split], version, request, code, text, name, b""])
+        user = guest.key.encode() if guest is not None else b""
+        self.socket.send_multipart([*frames[:split], version, request, code, text, user, b""])
 
-    def _look_again(self) -> None:
+    def _read_again(self) -> None:
         stamp = self._stamp_now()
         if stamp == self._stamp:
             return
@@ -96,7 +113,7 @@ class Door:
         except InvalidRequest as exc:
             logger.error("the keys stay as they were: %s", exc)  # it says it all
             return
-        self._by_name = {guest.name: guest for guest in self._guests.values()}
+        self._changed = True
         logger.info("read %d keys of %s", len(self._guests), self._path)
 
     def _stamp_now(self) -> tuple[int, int, int]:

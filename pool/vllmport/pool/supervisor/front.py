@@ -9,7 +9,13 @@ import zmq
 
 from vllmport.bridge import limits
 from vllmport.bridge.codec import Bytes, Packed, pack
-from vllmport.bridge.errors import PermissionDenied, PoolClosed, ProtocolError, VllmportError
+from vllmport.bridge.errors import (
+    Overloaded,
+    PermissionDenied,
+    PoolClosed,
+    ProtocolError,
+    VllmportError,
+)
 from vllmport.bridge.messages import (
     Bye,
     Call,
@@ -77,7 +83,7 @@ class Front:
                     self._on_stranger(identity, message, first)
                 else:
                     self._on_client(client, message, Packed(bytes(payload), list(buffers)), now)
-            except (ProtocolError, PermissionDenied) as exc:
+            except (ProtocolError, PermissionDenied, Overloaded) as exc:
                 logger.info("client=%s bad message: %s", client.key if client else "?", exc)
                 self._clients.send_to_stranger(identity, error_frames(exc))
             except Exception:  # outermost: one message must not end the pool
@@ -103,6 +109,17 @@ class Front:
         self._clients.forget(client)
         self._forget(client, why)
 
+    def next_deadline(self) -> float:
+        """Return when `tick` has something to do."""
+        return self._clients.next_deadline()
+
+    def tick(self, now: float) -> None:
+        """Cut off who may not stay, and end the connections of those who do not leave."""
+        for client, why in self._clients.unwelcome(now):
+            self._clients.send_to_stranger(client.identity, error_frames(why))
+            self.drop(client, str(why))
+        self._forget_all(self._clients.hang_up(now))
+
     # Inside.
 
     def _on_stranger(self, identity: bytes, message: Message, first: zmq.Frame) -> None:
@@ -116,10 +133,8 @@ class Front:
                 f"(vllmport {self._welcome.product}), "
                 f"the client {message.versions} ({message.product}); install matching versions"
             )
-        try:
-            client, gone = self._clients.admit(identity, first, message.pid)
-        except PermissionError as exc:
-            raise PermissionDenied(str(exc)) from exc
+        self._forget_all(self._clients.disconnected())  # who has left makes room
+        client, gone = self._clients.admit(identity, first, message.pid)
         self._forget_all(gone)
         logger.info("client=%d connected pid=%d name=%s", client.key, message.pid, message.name)
         self._events.add("client.connected", client=client.key, pid=message.pid, name=message.name)

@@ -93,6 +93,7 @@ class Supervisor:
             (self._dispatcher.next_deadline, self._expire),
             (self._control.next_deadline, self._control.expire),
             (self._fleet.next_deadline, self._fleet.tick),
+            (self._front.next_deadline, self._front.tick),
             *self._crew.timed,
             (lambda: self._deadline, self._on_deadline),
         )
