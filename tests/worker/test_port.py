@@ -29,7 +29,7 @@ from vllmport.bridge.messages import (
     encode,
 )
 from vllmport.worker.engine import Key, Partial, Port, Request
-from vllmport.worker.port import SocketPort
+from vllmport.worker.port import MAX_BATCH, SocketPort
 
 
 class Heard(NamedTuple):
@@ -254,6 +254,18 @@ def test_one_flush_makes_one_message_for_each_client(bench: Bench) -> None:
     assert second.message == Items([[3, 0]], 2)
     bench.port.flush()
     assert bench.heard() == []
+
+
+def test_what_is_too_much_for_one_message_makes_as_few_as_it_can(bench: Bench) -> None:
+    keys = [bench.call(number, window=4) for number in range(1, 301)]
+    for key in keys:
+        bench.port.delta(key, delta("x" * 1000))
+    bench.port.flush()
+    heard = bench.heard()
+    size = 300 * len(pack([delta("x" * 1000)]).payload)
+    assert size / MAX_BATCH <= len(heard) <= 2 * size / MAX_BATCH + 2
+    told = [call_id for message, _ in heard for call_id, _ in message.entries]
+    assert told == [call_id for _, call_id in keys]
 
 
 def test_two_deltas_in_one_flush_are_one_item(bench: Bench) -> None:

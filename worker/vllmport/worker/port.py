@@ -48,7 +48,7 @@ from vllmport.worker.replay import DivergedError, Replay
 logger = logging.getLogger("vllmport.worker")
 
 MAX_BATCH = 64 * 1024
-"""Bytes of outputs in one message; more go one by one."""
+"""Bytes of outputs in one message; more are divided."""
 
 _NOTHING = Partial("waiting", 0, None)
 
@@ -389,8 +389,9 @@ class SocketPort:
         if small or len(values) == 1:
             self._socket.send_multipart(encode(batch, packed))
             return
-        for entry, value in zip(batch.entries, values, strict=True):
-            self._send_values(batch._replace(entries=[entry]), [value])
+        half = len(values) // 2
+        for part in (slice(half), slice(half, None)):
+            self._send_values(batch._replace(entries=batch.entries[part]), values[part])
 
     def _fail_output(self, key: Key, exc: InvalidRequest) -> None:
         if self._engine is not None:
