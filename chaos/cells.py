@@ -76,7 +76,7 @@ ENGINES: Final = {
     ),
     "vLLM off": _vllm("off", 6000),
     "vLLM on": _vllm("on", 6000),
-    "vLLM TP=2": _vllm("on", 300, tensor_parallel_size=2),
+    "vLLM TP=2": _vllm("on", 1000, tensor_parallel_size=2),
 }
 
 VICTIMS: Final = {

@@ -69,6 +69,7 @@ class Session:
         self._env = {**os.environ, **env}
         self._log = folder / "callers.log"
         self.calls: list[OpenCall] = []
+        self.known: dict[str, Any] = {}
         self.loaded = False
         self.owner = self._caller(json.dumps({**POLICY, **(policy or {})}))
         self._endpoint: str = self.owner.hear(0, "endpoint", PATIENCE)["endpoint"]
@@ -98,6 +99,9 @@ class Session:
     def arrange(self, engine: Engine, moment: str) -> None:
         """Bring the pool to a moment, with a call of the owner and one of the client open.
 
+        Who is there then is `known`; streams go on while this is found out, and end, so it is
+        found out before them.
+
         Raises:
             CallerLost: It did not come there.
         """
@@ -105,13 +109,15 @@ class Session:
         order = order_for(engine, moment)
         if moment in ("import", "load"):
             self._arrange_load(engine, moment, order)
+            self.known = self.status()
             return
         if not self.loaded:
             self._must(self.owner.do("load", engine.patience, **order))
             self.loaded = True
         if engine.spares:  # let the process at hand get ready
             self._oracle.wait_quiet(SETTLING)
-        self._oracle.note_segments()  # now: it takes a while, and streams do not wait
+        self._oracle.note_segments()
+        self.known = self.status()
         if moment == "idle":
             return
         for name, caller in (("owner", self.owner), ("client", self.client)):

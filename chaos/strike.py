@@ -93,7 +93,7 @@ class Strike:
             CallerLost: There is no such victim, or the pool does not answer.
         """
         wanted, result = self._wanted, self._result
-        known = self._session.status()
+        known = self._session.known
         victims = self._victims(known)
         if self._cell.moment in ("import", "load"):
             self._oracle.note_segments()
