@@ -5,6 +5,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -37,6 +39,10 @@ def ledger(folder: Path) -> Iterator[Ledger]:
 def entry_of(path: Path) -> Entry:
     with read_ledger(path) as entry:
         return entry
+
+
+def append(ledger: Ledger, text: bytes) -> None:
+    os.pwrite(ledger.fileno(), text, ledger.path.stat().st_size)
 
 
 def test_ledger_knows_a_worker_before_it_is_started(ledger: Ledger, folder: Path) -> None:
@@ -105,8 +111,48 @@ def test_run_lives_while_anybody_holds_its_ledger(ledger: Ledger) -> None:
 
 
 def test_torn_last_line_does_no_harm(ledger: Ledger) -> None:
-    os.write(ledger.fileno(), b'{"worker": "m/0", "mar')
+    append(ledger, b'{"worker": "m/0", "mar')
     assert entry_of(ledger.path).run == ledger.run
+
+
+def test_ledger_of_many_starts_stays_small_and_knows_who_lives(ledger: Ledger) -> None:
+    lives = [ledger.intend(f"lives {number}", {})[1] for number in range(5)]
+    for number in range(10_000):
+        ledger.intend(str(number), {"TMPDIR": "/tmp" if number % 2 else "/" + "\1" * 50})
+        ledger.spawned(str(number), os.getpid())
+        ledger.cleared(str(number))
+        ledger.spawner(os.getpid())
+    assert ledger.path.stat().st_size < 8192
+    assert set(lives) <= set(entry_of(ledger.path).scratches)
+
+
+STARTS_FOR_EVER = """
+import os, sys
+from vllmport.pool.ledger import Ledger
+
+ledger = Ledger(sys.argv[1], "ipc:///nowhere", 0)
+names = [str(number) for number in range(8)]
+while True:
+    for name in names:
+        ledger.cleared(name)
+        mark, _ = ledger.intend(name, {"TMPDIR": "/tmp"})
+        os.write(1, f"{name} {mark}\\n".encode())  # as the spawner is asked: after it was written
+        ledger.spawned(name, os.getpid())
+"""
+
+
+def test_kill_at_any_moment_takes_no_worker_that_lives_out_of_the_ledger(tmp_path: Path) -> None:
+    for attempt in range(15):
+        run_dir = tmp_path / f"run-{attempt}"
+        command = [sys.executable, "-c", STARTS_FOR_EVER, str(run_dir)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            said = [next(process.stdout) for _ in range(100 + attempt)]
+            process.kill()
+            said += process.stdout.readlines()
+        known = {path.name for path in entry_of(Path(f"{run_dir}.ledger")).scratches}
+        # Eight take turns: the one whose turn it is may be cleared and not yet written down anew.
+        assert {f"vllmport-{line.split()[1]}" for line in said[-7:]} <= known
 
 
 def test_pids_of_another_boot_are_nobody(ledger: Ledger) -> None:
@@ -165,7 +211,7 @@ def test_sweep_of_recorded_workers_kills_no_process_that_took_the_number(
     ledger: Ledger, folder: Path
 ) -> None:
     line = json.dumps({"worker": "m/0", "process": [os.getpid(), started_at(os.getpid()) - 1]})
-    os.write(ledger.fileno(), line.encode() + b"\n")
+    append(ledger, line.encode() + b"\n")
     os.close(ledger.fileno())
     sweep(folder)
     assert psutil.Process().is_running()

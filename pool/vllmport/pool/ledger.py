@@ -4,8 +4,12 @@ One file for each run, `run-….ledger` beside its folder. Only the supervisor w
 that decides, and it writes before it asks. The first line is there before the spawner is, and
 names the run, which every mark of it begins with; so whatever the spawner forks is covered, also
 what it forked when everything died at once. A line for each worker follows, before its request is
-sent, with the folder it is given; and one more with pid and start, once it has those. Lines are
-only appended, so a torn last one does no harm.
+sent, with the folder it is given; and one more with pid and start, once it has those.
+
+A line is written over one that says nothing any more, of a worker of which nothing is left: so the
+file grows with the workers that live at one time, not with all there were. Nothing is moved and no
+line that counts is touched, so a kill at any moment tears at most the new one, which does no harm:
+what it is about has not been asked for yet, or carries the mark all the same.
 
 Supervisor and spawner hold a lock on the file, and nobody else does. The kernel lets go of it when
 both are gone, however they went: so a run is proven dead by taking its lock. No pid is trusted for
@@ -31,6 +35,9 @@ from vllmport.pool.processes import started_at
 
 SUFFIX: Final = ".ledger"
 
+LINE: Final = 256
+"""Bytes that the length of a line is a multiple of: so that one fits where another was."""
+
 
 def boot_id() -> str:
     """Return what tells this boot of the machine from every other."""
@@ -51,13 +58,16 @@ class Ledger:
         self.run = new_run(os.getpid())
         self._given: dict[str, tuple[int, Path]] = {}  # worker → its mark and its folder
         self._incarnations = 0
-        self._begin = b""  # of the next line
+        self._places: dict[str, list[tuple[int, int]]] = {}  # whose lines: length and offset
+        self._free: dict[int, list[int]] = {}  # length → offsets of lines that say nothing any more
+        self._end = 0
         # It gets its name when it is locked and has its first line: a sweep sees no half of it.
         unnamed = Path(run_dir + ".new")
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         self._fd = os.open(unnamed, flags, 0o600)
         fcntl.flock(self._fd, fcntl.LOCK_EX)
         self._write(
+            "run",
             boot=boot_id(),
             run=self.run,
             run_dir=run_dir,
@@ -72,8 +82,9 @@ class Ledger:
         return self._fd
 
     def spawner(self, pid: int) -> None:
-        """Note the spawner."""
-        self._write(spawner=_identity(pid))
+        """Note the spawner, in place of the one before."""
+        self._forget("spawner")
+        self._write("spawner", spawner=_identity(pid))
 
     def intend(self, worker: str, env: Mapping[str, str]) -> tuple[int, Path]:
         """Note that a worker is about to be started; return its mark and temporary folder.
@@ -85,18 +96,19 @@ class Ledger:
         """
         mark = self._next_mark()
         scratch = scratch_of(mark, env)
-        self._write(worker=worker, mark=mark, scratch=str(scratch))
+        self._write(worker, worker=worker, mark=mark, scratch=str(scratch))
         self._given[worker] = mark, scratch
         return mark, scratch
 
     def spawned(self, worker: str, pid: int) -> None:
         """Note the process of a worker, which leads its own group."""
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended already
-            self._write(worker=worker, process=_identity(pid))
+            self._write(worker, worker=worker, process=_identity(pid))
 
     def cleared(self, worker: str) -> None:
-        """Nothing is left of a worker: its mark may be given again."""
+        """Nothing is left of a worker: its mark may be given again, its lines written over."""
         self._given.pop(worker, None)
+        self._forget(worker)
 
     @property
     def scratches(self) -> list[Path]:
@@ -112,17 +124,28 @@ class Ledger:
             if mark not in given:
                 return mark
 
-    def _write(self, **fields: object) -> None:
-        """Append a line, after the end of one that was torn.
+    def _write(self, whose: str, **fields: object) -> None:
+        """Write a line where one of this length says nothing any more, or at the end.
 
         Raises:
             OSError: There is no room for it.
         """
-        line = self._begin + json.dumps(fields).encode() + b"\n"
-        self._begin = b"\n"
-        if os.write(self._fd, line) < len(line):
+        line = json.dumps(fields).encode()
+        length = -(-(len(line) + 1) // LINE) * LINE
+        free = self._free.setdefault(length, [])
+        at = free[-1] if free else self._end
+        if os.pwrite(self._fd, line.ljust(length - 1) + b"\n", at) < length:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-        self._begin = b""
+        if free:
+            free.pop()
+        else:
+            self._end += length
+        self._places.setdefault(whose, []).append((length, at))
+
+    def _forget(self, whose: str) -> None:
+        """Let lines be written over."""
+        for length, at in self._places.pop(whose, ()):
+            self._free[length].append(at)
 
 
 @dataclass(slots=True)
