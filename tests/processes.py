@@ -19,8 +19,8 @@ import psutil
 
 from vllmport.bridge.errors import ConnectFailed
 from vllmport.pool import Pool
+from vllmport.pool.guard import GUARD
 from vllmport.pool.processes import WORKER_TAG
-from vllmport.pool.spawner.launch import GUARD
 
 T = TypeVar("T")
 

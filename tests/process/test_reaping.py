@@ -26,6 +26,7 @@ from processes import (
     worker_pid,
 )
 from vllmport.pool import Pool
+from vllmport.pool.guard import guards_last
 from vllmport.pool.marks import mark_in, mark_of, new_run
 
 HIDE = """
@@ -179,6 +180,30 @@ def test_hidden_child_dies_with_the_supervisor(pool: Pool, hidden: Hidden) -> No
     with at_most(2):
         os.kill(pids(pool)[0], signal.SIGKILL)
         eventually(lambda: all_gone(everybody))
+
+
+def test_hidden_child_dies_when_its_group_was_killed_before_supervisor_and_spawner(
+    pool: Pool, hidden: Hidden
+) -> None:
+    """As when the spawner is killed between the first and the last it kills for a worker."""
+    pool.llm("echo")
+    everybody = [*family(pool), hidden.child()]
+    supervisor, spawner, worker = pids(pool)
+    for pid in (supervisor, spawner):
+        os.kill(pid, signal.SIGSTOP)
+    with at_most(2):
+        os.killpg(worker, signal.SIGKILL)
+        for pid in (supervisor, spawner):
+            os.kill(pid, signal.SIGKILL)
+        eventually(lambda: all_gone(everybody))
+
+
+def test_guard_is_killed_last(pool: Pool, hidden: Hidden) -> None:
+    pool.llm("echo")
+    (guard,) = identify(*guards(pool))
+    child = hidden.child()
+    assert guards_last([guard, child]) == [child]
+    assert guards_last([guard]) == [guard]
 
 
 # When the guards were killed as well.

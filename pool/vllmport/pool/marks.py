@@ -23,6 +23,7 @@ from typing import Final
 
 import psutil
 
+from vllmport.pool.guard import guards_last
 from vllmport.pool.processes import WORKER_TAG, descendants, kill_until_gone, reap_all
 
 PREFIX: Final = 0b1_0101_1010
@@ -96,12 +97,14 @@ def bearers(wanted: Wanted) -> Iterator[psutil.Process]:
 def kill_run(run: int, timeout: float) -> list[psutil.Process]:
     """Kill all below this process and all that carries a mark of the run; return what is left.
 
+    The guards come last: should this process be killed over it, they go on.
+
     For supervisor and spawner: it collects every child that has ended.
     """
 
     def find() -> list[psutil.Process]:
         reap_all()
-        return [*descendants(), *bearers(lambda mark: run_of(mark) == run)]
+        return guards_last([*descendants(), *bearers(lambda mark: run_of(mark) == run)])
 
     return kill_until_gone(find, timeout)
 

@@ -37,7 +37,7 @@ def proof(environment: Mapping[str, str]) -> str:
     if not os.getsid(0) == os.getpgrp() == os.getpid():
         return "this worker leads no session and process group"
     if not _guarded():
-        return "no guard watches this worker's process group"
+        return "no guard watches this worker"
     return ""
 
 
@@ -70,13 +70,13 @@ _VALUE = {"on": "1", "off": "0"}
 
 
 def _guarded() -> bool:
-    """Tell whether somebody else is in this process's group: its guard, for it has no child yet."""
-    group, own = str(os.getpgrp()), str(os.getpid())
+    """Tell whether somebody else is in this session: the guard, for there is no child yet."""
+    session, own = str(os.getsid(0)), str(os.getpid())
     for folder in Path("/proc").glob("[1-9]*"):
         try:
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
         except OSError:  # it ended meanwhile
             continue
-        if fields[2] == group and folder.name != own:
+        if fields[3] == session and folder.name != own:
             return True
     return False

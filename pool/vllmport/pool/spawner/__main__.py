@@ -21,6 +21,7 @@ from pathlib import Path
 
 import psutil
 
+from vllmport.pool.guard import guards_last
 from vllmport.pool.leftovers import leftovers, remove
 from vllmport.pool.marks import bearers, kill_run, run_of
 from vllmport.pool.processes import (
@@ -29,12 +30,16 @@ from vllmport.pool.processes import (
     describe,
     describe_exit,
     kill_group,
+    kill_until_gone,
     oom_kills,
 )
 from vllmport.pool.spawner import protocol
 from vllmport.pool.spawner.launch import launch
 
 CLEAR_POLL = 0.02
+BRIEFLY = 0.02
+"""Seconds in which most of what was killed is gone."""
+
 PATIENCE = 5.0
 """Seconds after which what was killed and is still there counts as unkillable."""
 
@@ -54,6 +59,10 @@ class _Child:
     def owns(self, mark: int) -> bool:
         """Tell whether what carries this mark came from this worker."""
         return mark == self.mark
+
+    def bearers(self) -> list[psutil.Process]:
+        """Return what came from this worker, its guard only when nothing else is left."""
+        return guards_last(bearers(self.owns))
 
 
 class Spawner:
@@ -158,10 +167,7 @@ class Spawner:
         for pgid, child in list(self._dying.items()):
             if child.next_look > now:
                 continue
-            left = list(bearers(child.owns))
-            for process in left:
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
+            left = kill_until_gone(child.bearers, BRIEFLY)
             if left or kill_group(pgid, 0):
                 self._wait_for(pgid, child, left, now)
                 continue
@@ -174,7 +180,7 @@ class Spawner:
         """Tell the supervisor to wait no longer for a worker that SIGKILL does not end."""
         child.given_up = True
         _signal(pid, child, signal.SIGKILL, "all")
-        left = {process.pid: process for process in (psutil.Process(pid), *bearers(child.owns))}
+        left = {process.pid: process for process in (psutil.Process(pid), *child.bearers())}
         self._tell(protocol.Exited(child.worker, pid, "cannot be killed"))
         self._clear(pid, child, [describe(process) for process in left.values()])
 
@@ -234,7 +240,7 @@ def _signal(leader: int, child: _Child, signum: int, scope: protocol.Scope) -> N
         return
     kill_group(leader, signum)
     if scope == "all":
-        for process in bearers(child.owns):
+        for process in child.bearers():
             with contextlib.suppress(psutil.Error, ProcessLookupError):
                 if os.getpgid(process.pid) != leader:  # the others have it
                     process.send_signal(signum)

@@ -1,49 +1,21 @@
 """Forks one worker, with a guard in its session.
 
 The child leads a session and a process group of its own before anything else of it runs, so its
-process group id equals its pid by construction, and carries its mark (`marks.py`). The guard is a
-shell that blocks on the lifeline and, at end of file, kills the group and what else has the mark:
-it acts when supervisor, spawner and worker all died at once.
+process group id equals its pid by construction, and carries its mark (`marks.py`). The guard is in
+that session, in a group of its own, so that what kills the group leaves it (`guard.py`).
 """
 
+import contextlib
 import os
 import signal
 from typing import NoReturn
 
-from vllmport.pool.marks import put_mark
-from vllmport.pool.processes import die_with_parent, kill_group
-from vllmport.pool.spawner.protocol import SpawnRequest
+import psutil
 
-# The shell's built-in read blocks until end of file. All killing is built in as well, for a guard
-# must not depend on a fork. It reads the mark of every process from its limits, as often as it
-# finds one that is no zombie; each time may be the first that sees a child of the one before. It
-# does not count itself. Then the files go that nobody holds any more (`leftovers.py`). 0 is the
-# group of the caller.
-GUARD = (
-    "/bin/sh",
-    "-c",
-    """read -r line
-cd /proc
-for round in 1 2 3 4 5 6 7 8 9; do
-    found=
-    for limits in [1-9]*/limits; do
-        pid=${limits%/*}
-        [ "$pid" != $$ ] && [ -O "$limits" ] || continue
-        while read -r _ what _ soft _; do
-            [ "$what $soft" = "realtime $MARK" ] || continue
-            read -r stat <"$pid/stat"
-            case ${stat##*) } in [ZX]*) continue ;; esac
-            kill -KILL "$pid" && found=1
-        done <"$limits"
-    done
-    [ "$found" ] || break
-done
-for group in "$SCRATCH"/vllm_dist_*; do
-    rm -f /dev/shm/"${group##*/}"*
-done
-[ "$MARK" ] && rm -rf /dev/shm/*"$MARK"* "$SCRATCH"
-kill -KILL 0""",
-)
+from vllmport.pool.guard import GUARD
+from vllmport.pool.marks import put_mark
+from vllmport.pool.processes import WORKER_TAG, descendants, die_with_parent
+from vllmport.pool.spawner.protocol import SpawnRequest
 
 _DEAF_TO = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -63,10 +35,18 @@ def launch(request: SpawnRequest, stderr: int, lifeline: int) -> int:
     with os.fdopen(failed, "rb") as pipe:
         code = pipe.read()
     if code:
-        kill_group(pid)  # the guard is in it
+        _kill_session(pid)
         os.waitpid(pid, 0)
         raise OSError(int(code), os.strerror(int(code)), request.argv[0])
     return pid
+
+
+def _kill_session(leader: int) -> None:
+    """Kill the guard of a worker that did not come to run."""
+    for process in descendants():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if os.getsid(process.pid) == leader:
+                process.kill()
 
 
 def _become_worker(
@@ -93,11 +73,13 @@ def _become_worker(
 
 def _fork_guard(request: SpawnRequest, lifeline: int) -> None:
     """Leave a guard in this session. Forked twice: the worker must not meet an unknown child."""
+    group = os.getpgrp()
     middle = os.fork()
     if middle:
         os.waitpid(middle, 0)
         return
     try:
+        os.setpgid(0, 0)
         if os.fork() == 0:
             for signum in _DEAF_TO:
                 signal.signal(signum, signal.SIG_IGN)  # stays ignored across exec
@@ -105,7 +87,11 @@ def _fork_guard(request: SpawnRequest, lifeline: int) -> None:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 1)
             os.dup2(null, 2)
-            env = {"MARK": str(request.mark), "SCRATCH": request.scratch}
+            env = {
+                WORKER_TAG: str(request.mark),
+                "GROUP": str(group),
+                "SCRATCH": request.scratch,
+            }
             os.execve(GUARD[0], GUARD, env)  # noqa: S606  # a constant
     finally:
         os._exit(0)
