@@ -96,6 +96,17 @@ def test_killed_engine_leaves_no_process_no_shared_memory_and_no_socket(pool: Po
         eventually(lambda: not entries(SHARED_MEMORY) & segments and not folder.exists())
 
 
+def test_engine_on_two_devices_that_ends_well_leaves_no_shared_memory(pool: Pool) -> None:
+    """Not all of it is removed by vLLM, and what it is named after is gone by then."""
+    pool.llm("tiny", v1_multiprocessing="on", tensor_parallel_size=2, env=UNBOUND)
+    worker = psutil.Process(worker_pid(pool))
+    everybody = [worker, *worker.children(recursive=True)]
+    segments = shared_memory_of(everybody, worker.environ()[WORKER_TAG])
+    assert "vllm" in {name[:4] for name in segments}
+    pool.unload("tiny")
+    assert not entries(SHARED_MEMORY) & segments
+
+
 def test_guard_cleans_up_after_an_engine_on_two_devices(pool: Pool) -> None:
     pool.llm("tiny", v1_multiprocessing="off", tensor_parallel_size=2, env=UNBOUND)
     status = pool.status()

@@ -357,28 +357,24 @@ def test_worker_has_a_temporary_folder_that_goes_with_it(pool: Pool, hidden: Hid
     folder = Path(environ["TMPDIR"])
     assert folder.stat().st_mode & 0o777 == 0o700
     shared = [Path(f"/dev/shm/psm_{environ['VLLMPORT_WORKER_TAG']}_1234"), folder / "socket"]
-    (folder / "vllm_dist_5f").touch()
-    others = [Path("/dev/shm/vllm_dist_5f-tp"), Path("/dev/shm/psm_5555555555555555555_1")]
-    for path in (*shared, *others):
+    other = Path("/dev/shm/psm_5555555555555555555_1")
+    for path in (*shared, other):
         path.touch()
     try:
         os.kill(worker_pid(pool), signal.SIGKILL)
         eventually(lambda: not folder.exists())
-        assert not any(path.exists() for path in (*shared, others[0]))
-        assert others[1].exists(), "nobody's that we know"
+        assert not any(path.exists() for path in shared)
+        assert other.exists(), "nobody's that we know"
     finally:
-        others[1].unlink()
+        other.unlink()
 
 
 def test_guard_removes_the_files_of_its_worker(pool: Pool, hidden: Hidden) -> None:
     pool.llm("echo")
     environ = psutil.Process(worker_pid(pool)).environ()
     folder = Path(environ["TMPDIR"])
-    (folder / "vllm_dist_5f").touch()
-    shared = [
-        Path(f"/dev/shm/psm_{environ['VLLMPORT_WORKER_TAG']}_1234"),
-        Path("/dev/shm/vllm_dist_5f-tp"),
-    ]
+    mark = environ["VLLMPORT_WORKER_TAG"]
+    shared = [Path(f"/dev/shm/{name}") for name in (f"psm_{mark}_1234", f"vllm_dist_{mark}_5f-tp")]
     for path in shared:
         path.touch()
     kill_together(*pids(pool))

@@ -39,9 +39,6 @@ for round in 1 2 3 4 5 6 7 8 9; do
     done
     [ "$found" ] || break
 done
-for group in "$SCRATCH"/vllm_dist_*; do
-    rm -f /dev/shm/"${group##*/}"*
-done
 [ "$MARK" ] && rm -rf /dev/shm/*"$MARK"* "$SCRATCH"
 """,
 )

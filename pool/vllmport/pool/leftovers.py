@@ -2,11 +2,8 @@
 
 Each worker has a temporary folder of its own, named after its mark: sockets and files that vLLM
 makes by `tempfile` are in there, and go with it. Shared memory has no folders, so its names tell:
-
-- What Python's multiprocessing names (`psm_…`, `sem.mp-…`) has the mark in its name, because the
-  worker and the plugin in its children see to that (`worker/…/plugin.py`).
-- What vLLM names after the file over which its processes found each other (`vllm_dist_…`) is known
-  by that file, which is in the worker's folder.
+what Python's multiprocessing names (`psm_…`, `sem.mp-…`), and vLLM (`vllm_dist_…`), has the mark in
+its name, because the worker and the plugin in its children see to that (`worker/…/plugin.py`).
 
 So nothing is removed that could be anybody else's, and what a killed program of the user left is
 not touched. Knows files; whoever calls knows that the workers are dead.
@@ -62,8 +59,7 @@ def _user() -> str:
 def leftovers(wanted: Wanted, scratches: Iterable[Path]) -> list[Path]:
     """Return the shared memory and the folders that dead workers left."""
     folders = [path for path in scratches if path.is_dir() and not path.is_symlink()]
-    groups = [file.name for folder in folders for file in folder.glob("vllm_dist_*")]
-    return [*(path for path in SHARED_MEMORY.iterdir() if _is_of(path, wanted, groups)), *folders]
+    return [*(path for path in SHARED_MEMORY.iterdir() if _is_of(path, wanted)), *folders]
 
 
 def remove(paths: Iterable[Path]) -> None:
@@ -76,8 +72,6 @@ def remove(paths: Iterable[Path]) -> None:
                 path.unlink()
 
 
-def _is_of(path: Path, wanted: Wanted, groups: Iterable[str]) -> bool:
-    if any(path.name.startswith(group) for group in groups):
-        return True
+def _is_of(path: Path, wanted: Wanted) -> bool:
     numbers = map(int, _NUMBERS.findall(path.name))
     return any(is_mark(number) and wanted(number) for number in numbers)

@@ -7,8 +7,9 @@ unless our variable is in the environment, so vLLM started by anybody else is as
 - They have the kernel kill them when the thread that started them ends. vLLM starts all of them
   from a main thread, which lives as long as its process.
 - They tell why they fail to start; see `causes.py`.
-- The shared memory that Python names for them gets the mark into its name, so that it can be known
-  and removed when they could not do that themselves. There is no public way to choose those names.
+- The shared memory that Python and vLLM name for them gets the mark into its name, so that it can
+  be known and removed when they could not do that themselves, or do not. There is no public way to
+  choose those names.
 """
 
 import ctypes
@@ -17,6 +18,7 @@ import os
 import secrets
 import signal
 import sys
+import tempfile
 from multiprocessing import process, shared_memory
 from typing import Final
 
@@ -35,6 +37,7 @@ def activate() -> None:
         return
     if "vllm" in sys.modules:
         spare_rows_without_adapter()
+        name_groups()
     parent = multiprocessing.parent_process()
     if parent is None:
         return  # the worker itself, whose parent is the spawner
@@ -43,6 +46,27 @@ def activate() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     name_shared_memory()
     tell_causes()
+
+
+def name_groups() -> None:
+    """Put the mark into the name of the file over which processes that compute together meet.
+
+    vLLM names the memory that they share after it, on the CPU; and leaves that there.
+    """
+    name = f"vllm_dist_{os.environ[WORKER_TAG]}_"
+    for module in map(sys.modules.get, _MEETING):
+        if hasattr(module, "get_file_store_init_method"):
+            module.get_file_store_init_method = lambda: (  # type: ignore[union-attr]
+                f"file://{tempfile.gettempdir()}/{name}{secrets.token_hex(8)}"
+            )
+
+
+_MEETING: Final = (
+    "vllm.utils.network_utils",
+    "vllm.v1.executor.multiproc_executor",
+    "vllm.v1.executor.uniproc_executor",
+)
+"""Where vLLM makes that name, and those that may have imported it already."""
 
 
 def name_shared_memory() -> None:
