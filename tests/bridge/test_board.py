@@ -22,6 +22,15 @@ def test_what_the_worker_records_the_supervisor_reads() -> None:
     }
 
 
+def test_a_sleeping_engine_is_on_record_until_it_wakes() -> None:
+    board = Board(bytearray(SIZE))
+    assert not board.asleep
+    board.turn(steps=7, tokens=2**40, asleep=True)
+    assert (board.asleep, board.tokens) == (True, 2**40)
+    board.turn(steps=7, tokens=2**40, asleep=False)
+    assert not board.asleep
+
+
 def test_a_call_moves_between_waiting_and_started() -> None:
     board = Board(bytearray(SIZE))
     slot = board.hold(1, 1, Held.STARTED)

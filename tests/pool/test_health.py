@@ -17,12 +17,20 @@ class Watch:
         self.health.watch("w", self.seen, self.now)
 
     def look(
-        self, *, in_flight: int = 0, turns: int = 0, steps: int = 0, cpu: float = 0.0
+        self,
+        *,
+        in_flight: int = 0,
+        turns: int = 0,
+        steps: int = 0,
+        cpu: float = 0.0,
+        asleep: bool = False,
     ) -> str | None:
         """Look again; `turns`, `steps` and `cpu` are what was added since the last look."""
         self.now += self.health.interval
         before = self.seen
-        self.seen = Vitals(in_flight, before.turns + turns, before.steps + steps, before.cpu + cpu)
+        self.seen = Vitals(
+            in_flight, before.turns + turns, before.steps + steps, before.cpu + cpu, asleep
+        )
         return self.health.look("w", self.seen, self.now)
 
     def verdict_after(self, seconds: float, **look: float) -> str | None:
@@ -91,6 +99,20 @@ def test_an_idle_worker_that_answers_is_well(watch: Watch) -> None:
     assert watch.health.wants_ping("w", watch.now)
     assert watch.look(turns=1) is None
     assert watch.verdict_after(10 * STALL) is None
+
+
+def test_calls_that_wait_for_a_sleeping_engine_are_no_hang_until_it_is_woken(watch: Watch) -> None:
+    assert watch.verdict_after(10 * STALL, in_flight=2, asleep=True) is None
+    assert watch.verdict_after(STALL, in_flight=2) is None, "counted from the first look awake"
+    assert watch.look(in_flight=2) is not None
+
+
+def test_the_loop_of_a_sleeping_worker_has_to_answer(watch: Watch) -> None:
+    watch.look(in_flight=2, asleep=True)
+    assert watch.health.wants_ping("w", watch.now)
+    verdict = watch.verdict_after(2 * STALL, in_flight=2, asleep=True)
+    assert verdict is not None
+    assert "its loop does not answer" in verdict
 
 
 def test_who_is_forgotten_is_not_looked_at(watch: Watch) -> None:

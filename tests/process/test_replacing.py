@@ -71,6 +71,26 @@ def test_a_worker_that_computes_for_long_does_not_hang() -> None:
         assert worker_of(pool)["restarts"] == 0
 
 
+def test_calls_that_wait_for_an_engine_that_sleeps_are_no_hang_and_go_on_when_it_wakes() -> None:
+    with echo_pool(stall_timeout=0.5) as (pool, llm):
+        llm.sleep()
+        stream = llm.stream("abc", {"max_tokens": 3})
+        time.sleep(2.0)
+        assert worker_of(pool)["restarts"] == 0
+        assert llm.wake_up()
+        assert "".join(delta.text for delta in stream) == "abc"
+
+
+def test_a_worker_that_hangs_while_its_engine_sleeps_is_replaced() -> None:
+    with echo_pool(stall_timeout=0.5) as (pool, llm):
+        llm.sleep()
+        stream = llm.stream("abc")
+        os.kill(worker_of(pool)["pid"], signal.SIGSTOP)
+        with pytest.raises(WorkerLost, match="hung: its loop does not answer"):
+            list(stream)
+        assert llm.generate("awake")[0].outputs[0].text == "awake"
+
+
 # Restart.
 
 

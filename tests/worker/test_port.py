@@ -46,6 +46,7 @@ class Engine:
     capacity = 8
     running_limit = 4
     steps = 0
+    asleep = False
     info: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self) -> None:

@@ -2,10 +2,11 @@
 
 Pure: reads and writes a buffer. Worker and supervisor map the same file, so that the supervisor
 knows without a message, also of a worker that hangs or was killed, how often its loop turned, how
-many steps its engine made, and of each call whether it was started and how many tokens it had.
+many steps its engine made, whether that sleeps, and of each call whether it was started and how
+many tokens it had.
 
 All numbers are in the machine's byte order. A head of 32 bytes: turns of the loop, steps of the
-engine, tokens it has made (u64 each), 8 bytes unused. Then a slot of 24 bytes for each call the
+engine, tokens it has made, 1 while it sleeps (u64 each). Then a slot of 24 bytes for each call the
 worker holds: client (i64), call id (i64), tokens (u32), state (u32). The state is written last and
 cleared first, so that a slot in use is whole, whenever its writer was killed.
 
@@ -22,7 +23,7 @@ from typing import Final, NamedTuple
 SLOTS: Final = 8192
 """Calls one worker can hold on record, and so the most it is given at one time."""
 
-_HEAD: Final = Struct("=QQQ")
+_HEAD: Final = Struct("=QQQQ")
 _NUMBER: Final = Struct("=Q")
 _SLOT: Final = Struct("=qqI")
 _HEAD_SIZE: Final = 32
@@ -71,10 +72,10 @@ class Board:
 
     # The worker writes.
 
-    def turn(self, steps: int, tokens: int) -> None:
-        """Record one more turn of the loop, and the engine's steps and tokens so far."""
+    def turn(self, steps: int, tokens: int, *, asleep: bool = False) -> None:
+        """Record one more turn of the loop, and how the engine is: steps and tokens so far."""
         self._turns += 1
-        _HEAD.pack_into(self._buffer, 0, self._turns, steps, tokens)
+        _HEAD.pack_into(self._buffer, 0, self._turns, steps, tokens, asleep)
 
     def hold(self, client: int, call_id: int, held: Held) -> int:
         """Record a call and return its slot.
@@ -117,6 +118,11 @@ class Board:
     def tokens(self) -> int:
         """How many tokens the engine has generated."""
         return int(_NUMBER.unpack_from(self._buffer, 16)[0])
+
+    @property
+    def asleep(self) -> bool:
+        """Whether the engine was told to sleep, and works on nothing until it is woken."""
+        return bool(_NUMBER.unpack_from(self._buffer, 24)[0])
 
     def calls(self) -> dict[tuple[int, int], OnRecord]:
         """Return the calls on record, ended ones included: (client, call id) → how far it came."""

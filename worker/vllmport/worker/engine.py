@@ -88,6 +88,7 @@ class Engine(Protocol):
         capacity: How many calls it takes at one time.
         running_limit: How many of them it works on at one time; the others wait inside it.
         steps: How many steps it has made so far.
+        asleep: Whether it was told to sleep, and not woken since.
         info: What the engine resolved its arguments to; plain data.
     """
 
@@ -95,6 +96,7 @@ class Engine(Protocol):
     capacity: int
     running_limit: int
     steps: int
+    asleep: bool
     info: dict[str, Any]
 
     def submit(self, request: Request) -> None:

@@ -142,7 +142,7 @@ class SocketPort:
 
     def receive(self, timeout: float) -> None:
         if self._engine is not None:
-            self._board.turn(self._engine.steps, self._tokens)
+            self._board.turn(self._engine.steps, self._tokens, asleep=self._engine.asleep)
         if timeout > 0 and not self._has_message():
             self._socket.poll(milliseconds(timeout))
         while self._has_message():

@@ -75,7 +75,7 @@ class Checkups:
         pids = members(worker.pid) if in_flight else [worker.pid]
         if worker.mode == "on" and len(pids) > 1:
             del pids[0]  # what its front does for callers is no progress of the engine
-        return Vitals(in_flight, board.turns, board.steps, cpu_seconds(pids))
+        return Vitals(in_flight, board.turns, board.steps, cpu_seconds(pids), board.asleep)
 
     def _look_at_age(self, worker: Worker, now: float) -> None:
         policy = self._policy

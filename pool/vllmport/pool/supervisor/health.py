@@ -3,7 +3,8 @@
 Pure. That a process lives is the spawner's question. The other two are asked here, of what the
 worker has on record: turns of its loop and steps of its engine; and of the processor time that its
 processes used. A worker that owes something and shows neither for `stall_timeout` hangs. One that
-computes for long (a compilation, a first request with logprobs) does not.
+computes for long (a compilation, a first request with logprobs) does not; nor does one whose engine
+sleeps: it owes its calls nothing until it is woken, and only its loop has to answer.
 """
 
 import math
@@ -25,12 +26,19 @@ class Vitals(NamedTuple):
         turns: How often its loop has turned.
         steps: How many steps its engine has made.
         cpu: Seconds of processor time its engine's processes have used.
+        asleep: Whether its engine was told to sleep.
     """
 
     in_flight: int
     turns: int
     steps: int
     cpu: float
+    asleep: bool = False
+
+    @property
+    def owed(self) -> int:
+        """How many calls its engine has to work on."""
+        return 0 if self.asleep else self.in_flight
 
 
 @dataclass(slots=True)
@@ -76,7 +84,7 @@ class Health:
     def wants_ping(self, worker: str, now: float) -> bool:
         """Tell whether an idle worker's loop should be asked; note that it was."""
         watched = self._watched[worker]
-        if watched.seen.in_flight or now < watched.asked_at + PING_EVERY:
+        if watched.seen.owed or now < watched.asked_at + PING_EVERY:
             return False
         watched.asked_at = now
         watched.turns_when_asked = watched.seen.turns
@@ -86,8 +94,8 @@ class Health:
         """Compare with the last look; return why the worker hangs, if it does."""
         watched = self._watched[worker]
         before, elapsed = watched.seen, now - watched.seen_at
-        if vitals.in_flight:
-            owes = before.in_flight > 0
+        if vitals.owed:
+            owes = before.owed > 0
             moved = vitals.steps != before.steps
             what = f"it holds {vitals.in_flight} calls and made no step"
         else:

@@ -100,12 +100,15 @@ class EchoEngine:
         self._port = port
         self._running: dict[Key, _Generation] = {}
         self.steps = 0
+        self.asleep = False
         self._verbs: dict[str, Callable[[Request], None]] = {
             "generate": self._generate,
             "chat": self._chat,
             "tokenize": self._tokenize,
             "detokenize": self._detokenize,
             "echo": lambda request: port.finish(request.key, request.args),
+            "sleep": self._sleep,
+            "wake_up": self._wake_up,
             "fault": self._fault,
         }
         for ways in _all_ways(args["children"]):
@@ -121,7 +124,7 @@ class EchoEngine:
 
     @property
     def busy(self) -> bool:
-        return bool(self._running)
+        return bool(self._running) and not self.asleep
 
     def submit(self, request: Request) -> None:
         verb = self._verbs.get(request.verb)
@@ -205,6 +208,14 @@ class EchoEngine:
     def _detokenize(self, request: Request) -> None:
         text = _text_of("token_ids", request.args.get("token_ids"))
         self._port.finish(request.key, {"text": text})
+
+    def _sleep(self, request: Request) -> None:
+        self.asleep = True
+        self._port.finish(request.key, None)
+
+    def _wake_up(self, request: Request) -> None:
+        self.asleep = False
+        self._port.finish(request.key, not self.asleep)
 
     def _fault(self, request: Request) -> None:
         """Go wrong in the way that `kind` names."""

@@ -37,6 +37,7 @@ class VllmDriver(ABC):
         self.running_limit = int(self.info["max_num_seqs"])
         self.capacity = 2 * self.running_limit  # so that the engine's own queue never runs dry
         self.steps = 0
+        self.asleep = False
         self.adapters = Adapters(engine.vllm_config, loras)
         self._engine = engine
         self._port = port

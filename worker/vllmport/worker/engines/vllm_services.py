@@ -20,10 +20,12 @@ class Driver(Protocol):
 
     Attributes:
         adapters: The adapters of the engine.
+        asleep: Whether the engine was put to sleep.
         info: What the engine resolved its arguments to.
     """
 
     adapters: Adapters
+    asleep: bool
     info: dict[str, Any]
 
 
@@ -94,13 +96,22 @@ def _sleep(driver: Driver, args: Mapping[str, Any]) -> Job:
         raise InvalidRequest.of("level", plain(level), "level is 0, 1 or 2")
     if mode not in SLEEP_MODES:
         raise InvalidRequest.of("mode", plain(mode), f"mode is one of {', '.join(SLEEP_MODES)}")
-    return lambda engine: engine.sleep(level, mode), lambda _: None
+
+    def done(_: Any) -> None:
+        driver.asleep = True
+
+    return lambda engine: engine.sleep(level, mode), done
 
 
 def _wake_up(driver: Driver, args: Mapping[str, Any]) -> Job:
     _require_sleep(driver)
     tags = args.get("tags")
-    return lambda engine: engine.wake_up(tags), lambda woken: woken is not False
+
+    def done(woken: Any) -> bool:
+        driver.asleep = woken is False  # some of its memory still is
+        return not driver.asleep
+
+    return lambda engine: engine.wake_up(tags), done
 
 
 def _is_sleeping(driver: Driver, _args: Mapping[str, Any]) -> Job:
