@@ -147,6 +147,24 @@ def refusal(action: Callable[[], Any]) -> InvalidRequest:
     return caught.value
 
 
+def test_engine_that_sleeps_says_so_and_works_on_nothing_until_it_is_woken(driven: Driven) -> None:
+    """At level 0, which frees nothing and which vLLM knows on the CPU as well."""
+    driven.engine.info["enable_sleep_mode"] = True
+    try:
+        driven.call("sleep", level=0)
+        assert driven.engine.asleep
+        key = driven.submit("generate", {"prompt": FRANCE, "sampling_params": GREEDY})
+        steps, end = driven.engine.steps, time.monotonic() + 1.0
+        driven.run_until(lambda: time.monotonic() > end)
+        assert key not in driven.port.ends
+        assert driven.engine.steps == steps
+        assert driven.call("wake_up") is True
+        assert not driven.engine.asleep
+        assert driven.end_of(key)["outputs"][0]["text"] == " Paris."
+    finally:
+        driven.engine.info["enable_sleep_mode"] = False
+
+
 def test_loading_reports_its_stages_and_what_the_arguments_became(driven: Driven) -> None:
     assert driven.port.stages == ["importing", "checking", "loading", "warming up"]
     assert driven.engine.info["max_model_len"] == 2048

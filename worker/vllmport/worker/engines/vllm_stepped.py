@@ -32,8 +32,8 @@ class SteppedVllm(VllmDriver):
 
     @property
     def busy(self) -> bool:
-        """Whether the engine has requests."""
-        return bool(self._engine.has_unfinished_requests())
+        """Whether the engine has requests that it works on."""
+        return not self.asleep and bool(self._engine.has_unfinished_requests())
 
     def step(self) -> None:
         """Let the engine compute one step.
