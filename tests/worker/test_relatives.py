@@ -9,7 +9,8 @@ import time
 import pytest
 
 from processes import SLACK, eventually
-from vllmport.worker.relatives import LoadWatch, Watch, engine_processes
+from vllmport.worker import relatives
+from vllmport.worker.relatives import Watch, engine_processes
 
 WORKER = "VLLM::Worker_TP0"
 SLEEP = "import time; time.sleep(60)"
@@ -33,7 +34,7 @@ def test_the_first_to_end_is_told() -> None:
     with sleeper(WORKER) as one, sleeper("VLLM::EngineCore") as other:
         try:
             assert set(engine_processes()) == {one.pid, other.pid}
-            Watch(engine_processes(), told.put)
+            Watch(told.put).loaded()
             other.kill()
             assert told.get(timeout=0.2 * SLACK) == other.pid
         finally:
@@ -68,7 +69,7 @@ def test_a_helper_that_ends_is_nobodys_death() -> None:
     with sleeper(WORKER) as worker, sleeper("sleep 60") as helper:
         try:
             assert engine_processes() == [worker.pid]
-            Watch(engine_processes(), told.put)
+            Watch(told.put).loaded()
             helper.kill()
             started.kill()
             helper.wait()
@@ -80,27 +81,32 @@ def test_a_helper_that_ends_is_nobodys_death() -> None:
                 process.kill()
 
 
-def test_one_that_is_gone_before_it_is_watched_is_told_as_well() -> None:
+def test_one_that_is_gone_before_it_is_watched_is_told_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     told: queue.Queue[int] = queue.Queue()
     with sleeper(WORKER) as one:
         one.kill()
-    Watch([one.pid], told.put)
-    assert told.get_nowait() == one.pid
+    monkeypatch.setattr(relatives, "engine_processes", lambda: [one.pid])
+    Watch(told.put).loaded()
+    assert told.get(timeout=0.2 * SLACK) == one.pid
 
 
 def test_who_closes_the_watch_may_let_them_end() -> None:
     told: queue.Queue[int] = queue.Queue()
     with sleeper(WORKER) as one:
-        watch = Watch([one.pid], told.put)
+        watch = Watch(told.put)
+        watch.loaded()
         watch.close()
         one.kill()
         one.wait()
-    assert told.empty()
+    with pytest.raises(queue.Empty):
+        told.get(timeout=0.2)
 
 
 def test_one_that_ends_while_the_engine_loads_is_told_after_a_while() -> None:
     told: queue.Queue[int] = queue.Queue()
-    watch = LoadWatch(told.put, grace=1.0)
+    watch = Watch(told.put, grace=1.0)
     with sleeper(WORKER) as one:
         time.sleep(1.0)
         one.kill()
@@ -113,7 +119,7 @@ def test_one_that_ends_while_the_engine_loads_is_told_after_a_while() -> None:
 
 def test_whoever_says_it_better_closes_the_watch_of_a_load() -> None:
     told: queue.Queue[int] = queue.Queue()
-    watch = LoadWatch(told.put, grace=1.0)
+    watch = Watch(told.put, grace=1.0)
     with sleeper(WORKER) as one:
         time.sleep(1.0)
         one.kill()

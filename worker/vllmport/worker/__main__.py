@@ -11,10 +11,10 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import zmq
 
@@ -36,9 +36,6 @@ from vllmport.bridge.messages import (
 from vllmport.worker.engine import Engine
 from vllmport.worker.mode import SWITCH, choose_mode, proof
 from vllmport.worker.port import SocketPort
-
-if TYPE_CHECKING:
-    from vllmport.worker.relatives import Watch
 
 logger = logging.getLogger("vllmport.worker")
 
@@ -77,55 +74,46 @@ def _serve(socket: "zmq.Socket[bytes]", nonce: str) -> int:
     worker, spec = loaded
     os.environ.update(spec["env"])
     port = SocketPort(socket, worker, _map_board(spec["board"]))
-    try:
-        with _watched_load(spec):
+    with _watched(spec) as stands:
+        try:
             engine = _load(spec, port)
-    except VllmportError as exc:
-        exc.worker = worker
-        socket.send_multipart(encode(error_message(exc), pack(exc.details)))
-        logger.error("load failed: %s", exc.message)
-        return EXIT_LOAD_FAILED
-    port.attach(engine)
-    capacity = min(engine.capacity, SLOTS)
-    socket.send_multipart(encode(Ready(capacity, engine.mode), pack(engine.info)))
-    watch = _watch_relatives() if spec["engine"] == "vllm" else None
-    try:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # while it loads, it simply ends it
-        engine.run(port)
-    except SystemExit:
-        logger.info("stopped by SIGTERM")
-    except EngineDead as exc:
-        # First the word that concerns the whole worker: it is given no more calls.
-        socket.send_multipart(encode(error_message(exc), pack(exc.details)))
-        port.fail_all(exc)
-        logger.error("engine died: %s", exc.message)
-        return EXIT_ENGINE_DIED
-    if watch is not None:
-        watch.close()
+        except VllmportError as exc:
+            exc.worker = worker
+            socket.send_multipart(encode(error_message(exc), pack(exc.details)))
+            logger.error("load failed: %s", exc.message)
+            return EXIT_LOAD_FAILED
+        port.attach(engine)
+        capacity = min(engine.capacity, SLOTS)
+        socket.send_multipart(encode(Ready(capacity, engine.mode), pack(engine.info)))
+        stands()
+        try:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # a load simply ends by it
+            engine.run(port)
+        except SystemExit:
+            logger.info("stopped by SIGTERM")
+        except EngineDead as exc:
+            # First the word that concerns the whole worker: it is given no more calls.
+            socket.send_multipart(encode(error_message(exc), pack(exc.details)))
+            port.fail_all(exc)
+            logger.error("engine died: %s", exc.message)
+            return EXIT_ENGINE_DIED
     engine.close()
     return 0
 
 
 @contextmanager
-def _watched_load(spec: Mapping[str, Any]) -> Iterator[None]:
-    """End this process if one of the engine's ends in the block, and the block does not."""
+def _watched(spec: Mapping[str, Any]) -> Iterator[Callable[[], None]]:
+    """End this process if one of the engine's ends in the block; yield what says that it stands."""
     if spec["engine"] != "vllm":
-        yield
+        yield lambda: None
         return
-    from vllmport.worker.relatives import LoadWatch  # psutil is only for those
+    from vllmport.worker.relatives import Watch  # psutil is only for those
 
-    watch = LoadWatch(_die_with)
+    watch = Watch(_die_with)
     try:
-        yield
+        yield watch.loaded
     finally:
         watch.close()
-
-
-def _watch_relatives() -> "Watch":
-    """End this process at once when one of the engine's ends: nothing good can follow."""
-    from vllmport.worker.relatives import Watch, engine_processes
-
-    return Watch(engine_processes(), _die_with)
 
 
 def _die_with(pid: int) -> None:

@@ -8,7 +8,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 import psutil
@@ -37,69 +37,61 @@ def _title(process: psutil.Process) -> str:
 
 
 class Watch:
-    """A thread that waits for the first of some processes to end.
+    """A thread that waits for a process of the engine to end, from the beginning of its load.
+
+    While it loads, its processes come up, and vLLM mostly notices that one has ended, and says why;
+    at some moments it waits for it for ever.
 
     Args:
-        pids: Which processes; none, and there is no thread.
-        on_death: Called with the pid in that thread, unless the watch was closed before; at once
-            for one that is gone already.
-    """
-
-    def __init__(self, pids: Iterable[int], on_death: Callable[[int], None]) -> None:
-        self._on_death = on_death
-        self._closed = False
-        self._pids: dict[int, int] = {}
-        for pid in pids:
-            try:
-                self._pids[os.pidfd_open(pid)] = pid
-            except ProcessLookupError:
-                on_death(pid)
-        if self._pids:
-            threading.Thread(target=self._wait, name="relatives", daemon=True).start()
-
-    def close(self) -> None:
-        """Let them end from now on."""
-        self._closed = True
-
-    def _wait(self) -> None:
-        poller = select.poll()
-        for fd in self._pids:
-            poller.register(fd, select.POLLIN)
-        ended, _ = poller.poll()[0]
-        if not self._closed:
-            self._on_death(self._pids[ended])
-
-
-class LoadWatch:
-    """A thread that looks after the processes of an engine while that loads, and they come up.
-
-    vLLM mostly notices that one has ended, and says why; at some moments it waits for it for ever.
-
-    Args:
-        on_death: Called with the pid in that thread, `grace` seconds after one has ended.
+        on_death: Called with the pid in that thread, unless the watch was closed before.
         grace: Seconds for whoever loads to say it better, and close the watch.
     """
 
     def __init__(self, on_death: Callable[[int], None], grace: float = LOAD_GRACE) -> None:
         self._on_death = on_death
         self._grace = grace
-        self._closed = threading.Event()
-        threading.Thread(target=self._look, name="relatives", daemon=True).start()
+        self._closed = False
+        self._pids: dict[int, int] = {}
+        self._loaded = threading.Event()
+        threading.Thread(target=self._run, name="relatives", daemon=True).start()
+
+    def loaded(self) -> None:
+        """From now on, tell at once of each that is there now: nothing good can follow."""
+        for pid in engine_processes():
+            try:
+                self._pids[os.pidfd_open(pid)] = pid
+            except ProcessLookupError:
+                self._on_death(pid)
+        self._loaded.set()
 
     def close(self) -> None:
-        """Look no more: the engine stands, or it is known why it does not."""
-        self._closed.set()
+        """Let them end from now on."""
+        self._closed = True
+        self._loaded.set()
 
-    def _look(self) -> None:
+    def _run(self) -> None:
+        pid = self._ended_in_load() or self._first_to_end()
+        if pid and not self._closed:
+            self._on_death(pid)
+
+    def _ended_in_load(self) -> int:
+        """Return one that ended `grace` seconds ago; 0 if the load is over before."""
         seen: set[int] = set()
         ended_at: dict[int, float] = {}
-        while not self._closed.wait(_LOOK):
+        while not self._loaded.wait(_LOOK):
             there = set(engine_processes())
             now = time.monotonic()
             for pid in seen - there:
                 ended_at.setdefault(pid, now)
             seen |= there
-            overdue = [pid for pid, at in ended_at.items() if now - at >= self._grace]
-            if overdue:
-                self._on_death(overdue[0])
-                return
+            for pid, at in ended_at.items():
+                if now - at >= self._grace:
+                    return pid
+        return 0
+
+    def _first_to_end(self) -> int:
+        """Wait for the first of those that were there then; 0 if nobody was."""
+        poller = select.poll()
+        for fd in self._pids:
+            poller.register(fd, select.POLLIN)
+        return self._pids[poller.poll()[0][0]] if self._pids else 0
