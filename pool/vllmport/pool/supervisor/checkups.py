@@ -48,7 +48,8 @@ class Checkups:
 
     def watch(self, worker: str, now: float) -> None:
         """Look at a worker from now on: it is READY."""
-        self._health.watch(worker, self._vitals(self._fleet.workers[worker]), now)
+        found = self._fleet.workers[worker]
+        self._health.watch(worker, self._vitals(found, self._members(found)), now)
 
     def forget(self, worker: str) -> None:
         """Look at it no more."""
@@ -59,27 +60,33 @@ class Checkups:
         ask = []
         for worker_id in self._health.take_due(now):
             worker = self._fleet.workers[worker_id]
-            hangs = self._health.look(worker_id, self._vitals(worker), now)
+            pids = self._members(worker)
+            hangs = self._health.look(worker_id, self._vitals(worker, pids), now)
             if hangs is not None:
                 self._fleet.hung(worker_id, hangs, now)
                 continue
             if self._health.wants_ping(worker_id, now):
                 ask.append(worker_id)
             if self._recycles:
-                self._look_at_age(worker, now)
+                self._look_at_age(worker, pids, now)
         return ask
 
-    def _vitals(self, worker: Worker) -> Vitals:
+    def _members(self, worker: Worker) -> list[int]:
+        """Return a worker's processes; its own alone where the others do not matter."""
+        all_matter = self._measures or self._dispatcher.in_flight(worker.id)
+        return members(worker.pid) if all_matter else [worker.pid]
+
+    def _vitals(self, worker: Worker, pids: Sequence[int]) -> Vitals:
         board = self._incarnations.board(worker.id)
         in_flight = self._dispatcher.in_flight(worker.id)
-        pids = members(worker.pid) if in_flight else [worker.pid]
-        if worker.mode == "on" and len(pids) > 1:
-            del pids[0]  # what its front does for callers is no progress of the engine
+        if not in_flight:
+            pids = pids[:1]
+        elif worker.mode == "on" and len(pids) > 1:
+            pids = pids[1:]  # what its front does for callers is no progress of the engine
         return Vitals(in_flight, board.turns, board.steps, cpu_seconds(pids), board.asleep)
 
-    def _look_at_age(self, worker: Worker, now: float) -> None:
+    def _look_at_age(self, worker: Worker, pids: Sequence[int], now: float) -> None:
         policy = self._policy
-        pids = members(worker.pid) if self._measures else []
         why = why_recycle(
             now - worker.since,
             self._dispatcher.done_by(worker.id),

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Sequence
 from typing import Final
 
 import psutil
@@ -17,7 +18,7 @@ def members(leader: int) -> list[int]:
     return []
 
 
-def cpu_seconds(pids: list[int]) -> float:
+def cpu_seconds(pids: Sequence[int]) -> float:
     """Return the processor time these processes have used, in seconds."""
     ticks = 0
     for pid in pids:
@@ -27,7 +28,7 @@ def cpu_seconds(pids: list[int]) -> float:
     return ticks / _TICKS
 
 
-def memory(pids: list[int]) -> int:
+def memory(pids: Sequence[int]) -> int:
     """Return the bytes these processes hold, what they share counted once (PSS)."""
     total = 0
     for pid in pids:
