@@ -186,12 +186,13 @@ def _soaks(contents: Sequence[Mapping[str, Any]]) -> str:
             soak["engine"],
             str(len(soak["cells"])),
             str(sum(len(cell["survivors"]) for cell in soak["cells"])),
+            _times(cell["clean"] for cell in soak["cells"]),
             str(sum(map(is_red, soak["cells"]))),
             str(soak["seed"]),
         )
         for soak in contents
     ]
-    head = ("engine", "random kills in a row", "survivors", "red", "seed")
+    head = ("engine", "random kills in a row", "survivors", "clean, s", "red", "seed")
     return f"Soak. {_where(contents[0])}\n\n{_markdown(head, body)}"
 
 
