@@ -151,10 +151,10 @@ def test_a_worker_that_never_registers_is_killed_and_given_up(bench: Bench) -> N
 
 def test_a_worker_that_loads_for_too_long_is_killed_and_given_up(bench: Bench) -> None:
     bench.load()
+    bench.did()
     bench.now += 10
     bench.it.registered("m/0", bench.now)
-    bench.did()
-    bench.tick(599)
+    bench.tick(589)
     assert bench.did() == []
     bench.tick(1)
     assert bench.did() == [Kill("m/0")]
@@ -164,6 +164,38 @@ def test_a_worker_that_loads_for_too_long_is_killed_and_given_up(bench: Bench) -
     assert error is not None
     assert "was not ready within 600 s" in error.message
     assert error.details["stderr"] == ["last words"]
+
+
+def test_a_worker_that_stalls_while_it_loads_is_killed_and_given_up(bench: Bench) -> None:
+    bench.load()
+    bench.did()
+    bench.it.registered("m/0", bench.now)
+    bench.it.workers["m/0"].stage = "loading shards"
+    bench.it.stalled("m/0", "stalled for 40 s")
+    assert bench.did() == [Kill("m/0")]
+    assert not bench.it.ready("m/0", 4, "echo", {}, bench.now), "too late"
+    bench.die()
+    assert bench.state() is WorkerState.FAILED
+    error = bench.it.workers["m/0"].error
+    assert error is not None
+    assert error.message == "worker m/0 stalled for 40 s (at: loading shards)"
+    assert error.details == {"stage": "loading shards", "stderr": ["last words"]}
+
+
+def test_a_worker_that_is_ready_or_leaves_cannot_stall(ready: Bench) -> None:
+    ready.it.stalled("m/0", "stalled")
+    ready.it.unload("m", ready.now)
+    ready.did()
+    ready.it.stalled("m/0", "stalled")
+    assert ready.did() == []
+
+
+def test_loading_has_no_limit_for_all_of_it_unless_one_is_given() -> None:
+    bench = Bench(Policy())
+    bench.load()
+    bench.did()
+    bench.it.registered("m/0", bench.now)
+    assert bench.it.next_deadline() == math.inf
 
 
 # Sharing.

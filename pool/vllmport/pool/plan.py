@@ -64,7 +64,9 @@ class Policy:
         max_client_bytes: Bytes that may wait for one client that does not read.
         drain_timeout: How long open calls may go on when a worker or the pool stops.
         stop_timeout: How long stopping a worker that holds no call may take before it is killed.
-        load_timeout: How long a worker may load before it counts as hung.
+        load_stall_timeout: How long a worker that loads may neither report, nor compute, nor move
+            data before it counts as hung; 0 for no limit.
+        load_timeout: How long a worker may load at all; 0 for as long as it gets on.
         stall_timeout: How long a worker may owe something and neither step nor compute before it
             counts as hung.
         abort_grace: How long after an abort a worker may still hold the call before it is replaced.
@@ -93,7 +95,8 @@ class Policy:
     max_client_bytes: int = 64 * 2**20
     drain_timeout: float = 30.0
     stop_timeout: float = 10.0
-    load_timeout: float = 1800.0
+    load_stall_timeout: float = 300.0
+    load_timeout: float = 0.0
     stall_timeout: float = 30.0
     abort_grace: float = 10.0
     max_loads: int = 4

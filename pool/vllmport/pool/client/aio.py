@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 from vllmport.bridge.errors import PoolClosed, VllmportError
 from vllmport.bridge.limits import DEFAULT_WINDOW
 from vllmport.bridge.messages import Call
-from vllmport.bridge.timeouts import Timeouts, resolve_timeout
+from vllmport.bridge.timeouts import Timeouts
 from vllmport.pool.client.adapters import Adapters
 from vllmport.pool.client.aio_stream import AsyncStream
 from vllmport.pool.client.aio_verbs import AsyncEngineVerbs
 from vllmport.pool.client.batch import Batch
 from vllmport.pool.client.connection import Connection
-from vllmport.pool.client.llm import LOAD_PROFILE, warn_of
+from vllmport.pool.client.llm import LOAD_TIMEOUT, warn_of
 from vllmport.pool.client.loop import LoopMailbox
 from vllmport.pool.client.mailbox import Done, Failed
 from vllmport.pool.client.pool import CONTROL_TIMEOUT, RESTART_TIMEOUT, Pool, announce_demonstration
@@ -204,8 +204,7 @@ class AsyncLLM(AsyncEngineVerbs):
             if connection is not self._lease:
                 call = call_for("", "load", None, None)
                 arguments = {**self._load_arguments, "wait": self._wait}
-                seconds = resolve_timeout(profile=LOAD_PROFILE)
-                warn_of(await run_call(connection, call, arguments, seconds))
+                warn_of(await run_call(connection, call, arguments, LOAD_TIMEOUT))
                 self._lease = connection
         return connection
 

@@ -1,6 +1,7 @@
 """A model handle: what one calls to generate, chat, stream, tokenize. The thread-based client."""
 
 import contextlib
+import math
 import queue
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from vllmport.bridge.errors import InvalidRequest, PoolClosed, VllmportError
 from vllmport.bridge.limits import DEFAULT_WINDOW
 from vllmport.bridge.messages import Call
-from vllmport.bridge.timeouts import resolve_timeout
 from vllmport.pool.client.adapters import Adapters
 from vllmport.pool.client.batch import Batch
 from vllmport.pool.client.connection import Connection
@@ -46,8 +46,8 @@ T = TypeVar("T")
 
 UseTqdm = bool | Callable[..., Any]
 
-LOAD_PROFILE = "batch_job"
-"""A model may take this profile's time to load; the supervisor notices loads that hang."""
+LOAD_TIMEOUT = math.inf
+"""Seconds a caller waits for a model to load: the supervisor ends loads that stall."""
 
 
 class LLM(EngineVerbs, VllmMethods):
@@ -291,8 +291,7 @@ class LLM(EngineVerbs, VllmMethods):
         call = call_for("", "load", None, None, DEFAULT_WINDOW)
         arguments = {**self._load_arguments, "wait": wait}
         with load_line(self.name, wanted=True) as show:
-            seconds = resolve_timeout(profile=LOAD_PROFILE)
-            warn_of(run_call(connection, call, arguments, seconds, show))
+            warn_of(run_call(connection, call, arguments, LOAD_TIMEOUT, show))
         self._lease = connection
 
     def _connection(self) -> Connection:

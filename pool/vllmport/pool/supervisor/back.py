@@ -133,11 +133,12 @@ class Back:
     def _on_progress(
         self, worker: str, message: Progress, _frames: list[Bytes], now: float
     ) -> None:
+        self._crew.reported(worker)
         if worker not in self._standbys:
             self._fleet.workers[worker].stage = f"{message.stage} {message.text}".strip()
             self._control.progress(worker, now)
         elif message.stage == PREPARED:
-            self._standbys.waits(worker, now)
+            self._crew.stands_by(worker, now)
 
     def _on_ready(self, worker: str, message: Ready, frames: list[Bytes], now: float) -> None:
         if self._fleet.ready(worker, message.capacity, message.mode, unpack(frames[1]), now):

@@ -19,9 +19,10 @@ from vllmport.pool.supervisor.checkups import Checkups, has_memory
 from vllmport.pool.supervisor.deciders import Deciders
 from vllmport.pool.supervisor.descriptors import Descriptors
 from vllmport.pool.supervisor.incarnations import Incarnations
+from vllmport.pool.supervisor.loading import Loading
 from vllmport.pool.supervisor.places import Worker
 from vllmport.pool.supervisor.starts import Starts
-from vllmport.pool.supervisor.vitals import free_memory
+from vllmport.pool.supervisor.vitals import effort, free_memory, members
 from vllmport.pool.supervisor.workers import Workers
 
 NOT_STARTED: Final = "was not started"
@@ -60,6 +61,7 @@ class Crew:
         self._checkups = Checkups(
             plan.policy, deciders, self._incarnations, self._starts.gpu_memory
         )
+        self._loading = Loading(plan.policy.load_stall_timeout)
         self._wanted: dict[str, Spawn | Adopt] = {}  # worker → what is done once there is room
         self._exits: dict[str, str] = {}  # worker → how it ended, until nothing is left of it
         self._exited_at: dict[str, float] = {}
@@ -69,6 +71,7 @@ class Crew:
             (self._starts.next_deadline, self._starts.tick),
             (self._standbys.next_deadline, self._tick_standbys),
             (self._checkups.next_deadline, self._check_up),
+            (self._loading.next_deadline, self._look_at_loads),
         )
 
     @property
@@ -139,8 +142,18 @@ class Crew:
         """Tell a worker what to be, and what to add to its environment first."""
         self._send_spec(worker, self._spec(worker), env or {}, prepare=False)
 
+    def reported(self, worker: str) -> None:
+        """A worker said how far it has come."""
+        self._loading.reported(worker)
+
+    def stands_by(self, standby: str, now: float) -> None:
+        """A standby has imported the engine."""
+        self._loading.forget(standby)
+        self._standbys.waits(standby, now)
+
     def ready(self, worker: str, now: float) -> None:
         """A worker is READY: look at it from now on."""
+        self._loading.forget(worker)
         self._starts.loaded(worker, now)
         self._ready[worker] = None
         self._checkups.watch(worker, now)
@@ -158,6 +171,7 @@ class Crew:
 
     def on_spawned(self, worker: str, pid: int) -> None:
         """Take note of a process that exists."""
+        self._loading.watch(worker, time.monotonic())
         if worker in self._standbys:
             self._standbys.spawned(worker, pid, time.monotonic())
         else:
@@ -166,6 +180,7 @@ class Crew:
     def on_exited(self, worker: str, cause: str) -> None:
         """Fail its calls at once; it is started again only when its group is gone as well."""
         self._workers.forget(worker)
+        self._loading.forget(worker)
         if worker in self._standbys:
             self._standbys.ended(worker)
             return
@@ -222,6 +237,7 @@ class Crew:
             case Grant(worker), Adopt():
                 self._fleet.spawning(worker, now)
                 self._fleet.registered(worker, now)
+                self._loading.watch(worker, now)
                 self.load(worker, decision.env)
             case Refusal(worker, error), Spawn():
                 self._fleet.failed(worker, error)
@@ -254,6 +270,17 @@ class Crew:
 
     def _tick_standbys(self, now: float) -> None:
         self._standbys.tick(now, free_memory())
+
+    def _look_at_loads(self, now: float) -> None:
+        for worker in self._loading.take_due(now):
+            done = effort(members(self._incarnations.pid(worker)))
+            stalled = self._loading.look(worker, done, now)
+            if stalled is None:
+                continue
+            if worker in self._standbys:
+                self._standbys.stalled(worker)
+            else:
+                self._fleet.stalled(worker, stalled)
 
     def _check_up(self, now: float) -> None:
         for worker in self._checkups.run(now):

@@ -194,8 +194,8 @@ class Fleet:
     def spawning(self, worker_id: str, now: float) -> None:
         """The process is started now; its time to load begins."""
         worker = self.workers[worker_id]
-        worker.spawned = now
-        if worker.state is WorkerState.STARTING:
+        worker.spawned, worker.stage = now, "starting"
+        if worker.state is WorkerState.STARTING and self._policy.load_timeout:
             self._agenda.remind(worker, now + self._policy.load_timeout)
 
     def spawned(self, worker_id: str, pid: int) -> None:
@@ -208,8 +208,9 @@ class Fleet:
         """The process said who it is."""
         worker = self.workers[worker_id]
         if worker.state is WorkerState.STARTING:
+            due = worker.due
             worker.take(WorkerEvent.REGISTERED, now)
-            self._agenda.remind(worker, now + self._policy.load_timeout)
+            self._agenda.remind(worker, due)  # its time to load goes on
             self._events.add("worker.registered", worker=worker_id, pid=worker.pid)
 
     def ready(
@@ -217,8 +218,8 @@ class Fleet:
     ) -> bool:
         """The engine stands; return False if nobody wants it any more."""
         worker = self.workers[worker_id]
-        if worker.state is not WorkerState.LOADING:
-            return False  # it was told to leave meanwhile
+        if worker.state is not WorkerState.LOADING or worker.error is not None:
+            return False  # it was told to leave meanwhile, or is being killed
         worker.take(WorkerEvent.READY, now)
         worker.mode, worker.stage, worker.error = mode, "", None
         model = self.models[worker.model]
@@ -242,6 +243,16 @@ class Fleet:
         worker.verdict = reason
         self._agenda.remind(worker, now + self._policy.stop_timeout)  # to say it again
         self._events.add("worker.hung", worker=worker_id, pid=worker.pid, reason=reason)
+        self._kill(worker)
+
+    def stalled(self, worker_id: str, reason: str) -> None:
+        """The process will not come up any more: end it, and give it up."""
+        worker = self.workers[worker_id]
+        if worker.state not in (WorkerState.STARTING, WorkerState.LOADING):
+            return
+        at = {"stage": worker.stage} if worker.stage else {}
+        text = f"worker {worker_id} {reason}{f' (at: {worker.stage})' if at else ''}"
+        worker.error = StartupFailed(text, phase="load", worker=worker_id, details=at)
         self._kill(worker)
 
     def exit_cause(self, worker_id: str, cause: str) -> str:
@@ -294,9 +305,8 @@ class Fleet:
                 case WorkerState.STARTING | WorkerState.LOADING as state:
                     limit = self._policy.load_timeout
                     what = "did not register" if state is WorkerState.STARTING else "was not ready"
-                    text = f"worker {worker.id} {what} within {limit:.0f} s"
-                    worker.error = StartupFailed(text, phase="load", worker=worker.id)
-                    self._kill(worker)
+                    text = f"{what} within {limit:.0f} s; the limit is load_timeout"
+                    self.stalled(worker.id, text)
                 case WorkerState.READY:  # it was told to die, and did not
                     self._agenda.remind(worker, now + self._policy.stop_timeout)
                     self._kill(worker)

@@ -110,16 +110,19 @@ class Standbys:
         else:
             place = self._of(standby)
             place.pid, place.spawned = pid, now
-            place.due = now + self._policy.load_timeout
 
     def waits(self, standby: str, now: float) -> None:
         """It has imported the engine."""
         place = self._places_by_id().get(standby)
         if place is not None and not place.ended:
             place.waiting = True
-            place.due = math.inf
             took = round(now - place.spawned, 3)
             self._events.add("standby.ready", pid=place.pid, took=took)
+
+    def stalled(self, standby: str) -> None:
+        """It will not come up any more: end it."""
+        if standby not in self._leaving:
+            self._actions.append(Kill(standby))
 
     def ended(self, standby: str) -> None:
         """It has ended, and what it started is being killed: nobody can have it any more."""
@@ -148,10 +151,6 @@ class Standbys:
         """Start what is due, if there is room for it."""
         for place in self._places.values():
             if place.due > now:
-                continue
-            if place.id:  # it hangs while it imports
-                place.due = math.inf
-                self._actions.append(Kill(place.id))
                 continue
             if free_memory < self._policy.standby_memory:
                 place.due = now + RETRY

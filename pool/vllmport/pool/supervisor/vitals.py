@@ -7,6 +7,8 @@ from typing import Final
 
 import psutil
 
+from vllmport.pool.supervisor.loading import Effort
+
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
@@ -26,6 +28,20 @@ def cpu_seconds(pids: Sequence[int]) -> float:
             fields = file.read().rpartition(b")")[2].split()
             ticks += int(fields[11]) + int(fields[12])  # utime, stime: proc_pid_stat(5)
     return ticks / _TICKS
+
+
+def effort(pids: Sequence[int]) -> Effort:
+    """Return what these processes have done so far, and their children that have ended."""
+    ticks = moved = 0
+    for pid in pids:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+            ticks += sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/io", "rb") as file:
+            done = dict(line.split(b": ") for line in file)
+            # Not rchar: whoever looks at /proc reads as much as one that loads.
+            moved += int(done[b"read_bytes"]) + int(done[b"wchar"])
+    return Effort(ticks / _TICKS, moved)
 
 
 def memory(pids: Sequence[int]) -> int:

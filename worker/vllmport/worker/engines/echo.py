@@ -20,14 +20,17 @@ from vllmport.worker.engines.stepped import run_stepped
 ARGUMENTS = {
     "step_delay": 0.0,
     "load_delay": 0.0,
+    "load_stages": 1,
+    "load_spin": 0.0,
     "max_model_len": 65536,
     "max_num_seqs": 256,
     "fail_load": "",
     "exit_on_load": 0,
     "children": (),
 }
-"""Engine arguments with their defaults: seconds, tokens, requests; then ways to fail, and children
-to start while loading: for each the ways it hides (`faults.WAYS`)."""
+"""Engine arguments with their defaults: seconds, tokens, requests, and stages that the delay is
+reported in; then ways to fail, and children to start while loading: for each the ways it hides
+(`faults.WAYS`)."""
 
 SAMPLING = {"max_tokens": 16, "ignore_eos": False, "temperature": 1.0, "seed": None}
 
@@ -113,8 +116,10 @@ class EchoEngine:
         }
         for ways in _all_ways(args["children"]):
             start_child(ways)
-        port.progress("loading", "nothing to load")
-        time.sleep(args["load_delay"])
+        for stage in range(args["load_stages"]):
+            port.progress("loading", f"nothing to load, {stage + 1} of {args['load_stages']}")
+            time.sleep(args["load_delay"] / args["load_stages"])
+        _spin({"seconds": args["load_spin"]})
         if args["exit_on_load"]:
             sys.stderr.write("echo: told to die while loading\n")
             sys.stderr.flush()

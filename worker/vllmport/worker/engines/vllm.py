@@ -16,6 +16,9 @@ from vllmport.worker.causes import cause_file
 from vllmport.worker.engine import Engine, Port
 from vllmport.worker.plugin import name_shared_memory
 
+ENGINE_READY_TIMEOUT = 7 * 24 * 3600
+"""Seconds; vLLM's own limit is a total of 600."""
+
 
 def load_vllm(spec: Mapping[str, Any], port: Port) -> Engine:
     """Import vLLM, check the arguments and build the engine; call it from the main thread.
@@ -54,6 +57,9 @@ def load_vllm(spec: Mapping[str, Any], port: Port) -> Engine:
 
 def import_vllm() -> None:
     """Import all that an engine needs, whatever its mode; it takes seconds, but only once."""
+    # Read as it is imported. Whoever waits for the engine's process waits as long as that loads:
+    # it is the pool that tells a load that stalls from one that takes long.
+    os.environ.setdefault("VLLM_ENGINE_READY_TIMEOUT_S", str(ENGINE_READY_TIMEOUT))
     name_shared_memory()
     with _without_collections():
         for name in ("arguments", "async", "errors", "stepped"):
