@@ -285,6 +285,8 @@ def test_log_level_and_verbosity_reach_the_plan(run_dir: Path) -> None:
     assert level() == "info"
     assert level(verbose=True) == "debug"
     assert level(verbose=True, log_level="warning") == "warning"
+    assert level(log_level="WARNING") == "warning", "as vLLM writes it"
+    assert "log_level" in str(refused(log_level=3))
     assert "log_level" in str(refused(log_level="loud"))
 
 
@@ -317,9 +319,63 @@ def test_removed_engine_options_in_a_file_are_translated_or_refused(run_dir: Pat
     assert spec.engine_args == {"gpu_memory_utilization": 0.7, "max_model_len": 2048}
     assert "kv_offloading_size" in spec.notes[0]
     assert spec.loras == {"a": "/x"}
-    config = load_config({"models": {"a": {"model": "m", "quantization": "squeezellm"}}}, {})
-    with pytest.raises(InvalidRequest, match="compressed-tensors"):
-        config.to_plan(run_dir)
+    error = refused({"models": {"a": {"model": "m", "quantization": "squeezellm"}}})
+    assert error.parameter == "models.a.quantization"
+    assert "compressed-tensors" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "where", "said"),
+    [
+        ({"max_modle_len": 9}, "max_modle_len", "did you mean 'max_model_len'"),
+        ({"replcas": 2}, "replcas", "did you mean 'replicas'"),
+        ({"max_num_seqs": "4"}, "max_num_seqs", "a whole number"),
+        ({"preset": "throughputt"}, "preset", "throughput, latency, memory"),
+        ({"dtype": "float17"}, "dtype", "one of"),
+    ],
+)
+def test_the_whole_file_is_checked_environments_that_do_not_hold_too(
+    wrong: dict[str, Any], where: str, said: str
+) -> None:
+    models = {"models": {"a": {"model": "m", **wrong}}}
+    error = refused(models)
+    assert error.parameter == f"models.a.{where}"
+    assert said in str(error)
+    right = {"models": {"a": {"model": "m"}}}
+    error = refused({**right, "environments": {"prod": {"models": {"a": wrong}}}, "verbose": True})
+    assert error.parameter == f"environments.prod.models.a.{where}"
+    assert said in str(error)
+
+
+def test_an_environment_that_does_not_hold_is_checked_like_the_rest() -> None:
+    error = refused({"environments": {"dev": {}, "prod": {"polcy": {"max_queue": 1}}}})
+    assert error.parameter == "environments.prod.polcy"
+    assert "in [environments.prod]: unknown setting 'polcy'; did you mean 'policy'" in str(error)
+
+
+def test_relative_paths_count_from_the_folder_of_the_file(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run_dir / "conf"
+    for name in ("opt", "sql", "own", "elsewhere"):
+        (folder / name).mkdir(parents=True)
+    (run_dir / "elsewhere" / "hub").mkdir(parents=True)
+    monkeypatch.chdir(run_dir / "elsewhere")
+    (folder / "pool.toml").write_text(
+        """
+log_dir = "logs"
+aliases = { opt = "./opt", far = "hub" }
+models.a = { model = "opt", loras = { sql = "sql", gone = "./gone", named = "org/lora" } }
+models.b = { model = "own" }
+models.c = { model = "far" }
+"""
+    )
+    plan = load_config(folder / "pool.toml", {}).to_plan(run_dir)
+    a, b, c = plan.models
+    assert (a.model, b.model, c.model) == (f"{folder}/opt", f"{folder}/own", "hub")
+    loras = {"sql": f"{folder}/sql", "gone": f"{folder}/gone", "named": "org/lora"}
+    assert a.loras == loras
+    assert plan.log_dir == f"{folder}/logs"
 
 
 def test_a_pool_that_could_start_nobody_is_refused() -> None:

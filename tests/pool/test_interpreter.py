@@ -76,9 +76,48 @@ def test_setup_prepares_the_environment_that_runs_the_workers(tmp_path: Path) ->
     assert install[-1].endswith("[cpu]") or "[cpu]==" in install[-1]
     made(tmp_path / "env")
     assert settings.interpreter().python == install[0]
-    assert target_venv(str(tmp_path / "env"), Path()) == tmp_path / "env"
+    assert target_venv(None, str(tmp_path / "env"), Path()) == tmp_path / "env"
     (only,) = setup_commands(settings, "gpu")
     assert "[gpu]" in only[-1]
+
+
+def test_setup_prepares_the_environment_of_the_python_that_is_named(tmp_path: Path) -> None:
+    env = made(tmp_path / "env")
+    for python in (f"{env}/bin/python", "env/bin/python3"):
+        (only,) = setup_commands(
+            load_config(_file(tmp_path, f'python = "{python}"'), {}), engine="gpu"
+        )
+        assert only[0] == f"{env}/bin/python3", "as the workers run it"
+    settings = load_config(_file(tmp_path, 'python = "new/bin/python"'), {})
+    make, install = setup_commands(settings, "gpu")
+    assert make[-1] == str(tmp_path / "new")
+    assert install[0] == str(tmp_path / "new" / "bin" / "python3")
+    made(tmp_path / "new")
+    assert settings.interpreter().python == str(tmp_path / "new" / "bin" / "python")
+
+
+@pytest.mark.parametrize("python", ["/usr/bin/python3", "sh", "env/here"])
+def test_setup_says_that_a_python_is_in_no_environment(tmp_path: Path, python: str) -> None:
+    (tmp_path / "env").mkdir()
+    settings = load_config(_file(tmp_path, f'python = "{python}"'), {})
+    with pytest.raises(InvalidRequest, match="name one by `venv` instead") as caught:
+        setup_commands(settings, "gpu")
+    assert caught.value.parameter == "python"
+
+
+def test_variables_win_over_the_python_that_is_named_for_setup_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = made(tmp_path / "env")
+    monkeypatch.setenv("VLLMPORT_VENV", str(env))
+    settings = load_config({"python": "/usr/bin/python3"}, {})
+    assert setup_commands(settings, "gpu")[0][0] == settings.interpreter().python
+
+
+def _file(folder: Path, text: str) -> Path:
+    path = folder / "pool.toml"
+    path.write_text(text)
+    return path
 
 
 def test_config_show_says_where_each_value_came_from(tmp_path: Path) -> None:
@@ -108,6 +147,43 @@ policy = { max_queue = 9 }
     assert shown["models.small.replicas"] == (1, "default")
     assert shown["log_dir"][1] == "override"
     assert shown["workers' python"] == (sys.executable, "this Python")
+
+
+def test_config_show_resolves_aliases_presets_and_old_names(tmp_path: Path) -> None:
+    (tmp_path / "opt").mkdir()
+    path = _file(
+        tmp_path,
+        """
+[aliases]
+"facebook/opt-125m" = "opt"
+[models.small]
+model = "facebook/opt-125m"
+preset = "throughput"
+max_num_seqs = 4
+task = "embed"
+guided_decoding_backend = "outlines"
+hf_token = "secret"
+loras = { sql = "./sql" }
+[environments.prod.models.small]
+preset = "memory"
+""",
+    )
+    shown = {name: rest for name, *rest in described(path, {})}
+    small = {key.removeprefix("models.small."): shown[key] for key in shown if "small" in key}
+    assert shown["aliases.facebook/opt-125m"] == [str(tmp_path / "opt"), str(path)]
+    assert small["model"] == [str(tmp_path / "opt"), f"{path}, as 'facebook/opt-125m'"]
+    assert small["loras.sql"] == [str(tmp_path / "sql"), str(path)]
+    assert small["preset"] == ["throughput", str(path)]
+    assert small["max_num_batched_tokens"] == [8192, "preset 'throughput'"]
+    assert small["max_num_seqs"] == [4, str(path)]
+    assert small["runner"] == ["pooling", f"{path}, as task"]
+    backend = small["structured_outputs_config.backend"]
+    assert backend == ["outlines", f"{path}, as guided_decoding_backend"]
+    assert small["env.HF_TOKEN"] == ["secret", f"{path}, as hf_token"]
+    assert not {"task", "guided_decoding_backend", "hf_token"} & small.keys()
+    shown = {name: rest for name, *rest in described(path, {"environment": "prod"})}
+    assert shown["models.small.preset"] == ["memory", "environments.prod"]
+    assert shown["models.small.max_model_len"] == [2048, "preset 'memory'"]
 
 
 def test_options_of_the_command_are_read_as_toml() -> None:

@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vllmport.bridge.errors import StartupFailed
+from vllmport.pool.config_models import made_of_old, resolved
 from vllmport.pool.interpreter import PYTHONS, target_venv
 from vllmport.pool.layers import DEFAULT, leaves, shown_value
+from vllmport.pool.presets import preset
 
 if TYPE_CHECKING:
-    from vllmport.pool.config import PoolConfig
+    from vllmport.pool.config import ModelConfig, PoolConfig
+    from vllmport.pool.plan import ModelSpec
 
 TORCH = "torch==2.13.0"
 """What the CPU build of vLLM was built against; the usual CUDA build has to be kept out."""
@@ -45,18 +48,36 @@ def show(config: Path | None, environment: str | None) -> None:
 
 def described(source: Any, overrides: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
     """Yield each setting: dotted path, value, and who gave it."""
-    from vllmport.pool.config import checked, layers_of, load_config
+    from vllmport.pool.config import load_config
 
-    layers = layers_of(source, overrides)
-    checked(layers)
     settings = load_config(source, overrides)
-    whole = settings.model_dump(mode="json")
-    for name, model in settings.models.items():
-        whole["models"][name] = model.model_dump(mode="json")
+    origins, names = settings.origins, settings.known_names()
+    whole = settings.model_dump(mode="json", exclude={"models"})
+    whole["aliases"] = {name: names[name] for name in settings.aliases}
     for path, value in leaves(whole):
-        yield path, value, _origin(path, layers.origins)
+        yield path, value, _origin(path, origins)
+    for spec in settings.specs():
+        yield from _described_model(spec, settings.models[spec.name], origins)
     python, origin = settings.interpreter()
     yield "workers' python", python, origin
+
+
+def _described_model(
+    spec: "ModelSpec", model: "ModelConfig", origins: dict[str, str]
+) -> Iterator[tuple[str, Any, str]]:
+    """Yield the settings of a model as they hold: alias, preset and old names resolved."""
+    above, made_of = f"models.{spec.name}.", made_of_old(model)
+    for path, value in leaves(resolved(model, spec)):
+        key = path.partition(".")[0]
+        old = made_of.get(path) or made_of.get(key)
+        origin = _origin(f"{above}{old or path}", origins)
+        if old is not None:
+            origin += f", as {old}"
+        elif key == "model" and value != model.model:
+            origin += f", as {model.model!r}"
+        elif origin == DEFAULT and key in preset(model.preset):
+            origin = f"preset {model.preset!r}"
+        yield above + path, value, origin
 
 
 def _origin(path: str, origins: dict[str, str]) -> str:
@@ -93,7 +114,7 @@ def setup(
 
 def setup_commands(settings: "PoolConfig", engine: str) -> list[list[str]]:
     """Say what makes the workers' virtual environment: the same one that `interpreter` finds."""
-    venv = target_venv(settings.venv, settings._folder)  # noqa: SLF001  # of the same package
+    venv = target_venv(settings.python, settings.venv, settings._folder)  # noqa: SLF001  # of the same package
     python = str((venv / PYTHONS[0]).absolute())
     pip = [python, "-m", "pip", "install"]
     commands = [] if Path(python).exists() else [[sys.executable, "-m", "venv", str(venv)]]

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -26,6 +27,7 @@ from pydantic import (
 
 from vllmport.bridge.errors import InvalidRequest, shown
 from vllmport.bridge.timeouts import LIBRARY_PROFILE, PROFILES, Timeouts
+from vllmport.pool.config_models import local, specs_of
 from vllmport.pool.endpoint import is_tcp, private_dir, socket_path, tcp_address
 from vllmport.pool.interpreter import Interpreter, find_interpreter
 from vllmport.pool.layers import Layers, is_secret
@@ -35,6 +37,12 @@ ENVIRONMENTS = ("dev", "test", "prod")
 """Names of environments that need no section in the file."""
 
 Seconds = Annotated[float, Field(gt=0)]
+
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"],
+    BeforeValidator(lambda level: level.lower() if isinstance(level, str) else level),
+]
+"""In small letters or, as vLLM writes them, in capitals."""
 
 
 def tiny_model_path() -> str:
@@ -102,7 +110,7 @@ class SecurityConfig(BaseModel):
 
 
 class PoolConfig(BaseModel):
-    """Everything a `pool.toml` may say.
+    """Everything a `pool.toml` may say. Relative paths count from its folder.
 
     Attributes:
         endpoint: Where to listen, `ipc://PATH`; or `tcp://HOST:PORT`, which needs `security`.
@@ -129,7 +137,7 @@ class PoolConfig(BaseModel):
     python: str | None = None
     venv: str | None = None
     log_dir: Path | None = None
-    log_level: Literal["debug", "info", "warning", "error"] | None = None
+    log_level: LogLevel | None = None
     verbose: bool = False
     process_group_kill: bool = True
     timeouts: TimeoutConfig = Field(default_factory=TimeoutConfig)
@@ -140,6 +148,7 @@ class PoolConfig(BaseModel):
 
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
     _file: dict[str, str] = PrivateAttr(default_factory=dict)
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @field_validator("policy")
     @classmethod
@@ -159,6 +168,24 @@ class PoolConfig(BaseModel):
         """
         return find_interpreter(self.python, self.venv, self._folder)
 
+    @property
+    def origins(self) -> dict[str, str]:
+        """Where each value that was given comes from: dotted path → its layer, for people."""
+        return self._origins
+
+    def known_names(self) -> dict[str, str]:
+        """Return what names of models stand for: folders, absolute, or hub names."""
+        aliases = {name: local(path, self._folder) for name, path in self.aliases.items()}
+        return {TINY_MODEL: tiny_model_path(), ECHO_MODEL: ECHO_MODEL, **aliases}
+
+    def specs(self) -> tuple[ModelSpec, ...]:
+        """Return the specifications of the models, checked as far as it goes without an engine.
+
+        Raises:
+            InvalidRequest: An engine argument cannot be.
+        """
+        return specs_of(self.models, self.known_names(), self._folder)
+
     def to_plan(self, run_dir: Path, owner_pid: int = 0) -> Plan:
         """Make the supervisor's plan.
 
@@ -174,17 +201,15 @@ class PoolConfig(BaseModel):
             tcp_address(endpoint)
         else:
             private_dir(socket_path(endpoint).parent)
-        log_dir = self.log_dir or run_dir / "logs"
+        log_dir = self._folder / (self.log_dir or run_dir / "logs").expanduser()
         log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        aliases = {TINY_MODEL: tiny_model_path(), ECHO_MODEL: ECHO_MODEL}
-        aliases |= {name: _local(path) for name, path in self.aliases.items()}
         return Plan(
             endpoint=endpoint,
             run_dir=str(run_dir),
             log_dir=str(log_dir),
             python=self.interpreter().python,
-            models=tuple(_spec(name, model, aliases) for name, model in self.models.items()),
-            aliases=aliases,
+            models=self.specs(),
+            aliases=self.known_names(),
             policy=self.policy,
             timeouts=self.timeouts.to_timeouts().to_wire(),
             config=self._file,
@@ -216,60 +241,75 @@ class PoolConfig(BaseModel):
 
 
 def load_config(source: Any, overrides: Mapping[str, Any]) -> PoolConfig:
-    """Read, merge and check a configuration.
+    """Read, merge and check a configuration: all of it, environments that do not hold as well.
 
     Args:
         source: Path of a TOML file, a map, a PoolConfig, or None.
         overrides: Merged on top, maps key by key.
 
     Raises:
-        InvalidRequest: The file cannot be read, or a key is unknown or of a wrong kind.
+        InvalidRequest: The file cannot be read, a key is unknown or of a wrong kind, an engine
+            argument cannot be, or the environment is not in it.
     """
-    settings = checked(layers_of(source, overrides))
+    name, data = _read(source)
+    environments = _environments(data.pop("environments", {}))
+    chosen = overrides.get("environment") or os.environ.get("VLLMPORT_ENV")
+    chosen = chosen or data.get("environment")
+    if not isinstance(source, PoolConfig):
+        _check_choice(chosen, {*environments, *ENVIRONMENTS})
+
+    def settled(environment: str | None) -> PoolConfig:
+        layers = Layers()
+        layers.put(name, data)
+        if environment is not None:
+            section = {**environments.get(environment, {}), "environment": environment}
+            layers.put(f"environments.{environment}", section)
+        layers.put("override", {key: overrides[key] for key in overrides.keys() - {"environment"}})
+        settings = _checked(layers)
+        _place(settings, source)
+        settings.specs()
+        return settings
+
+    settings = settled(chosen)
+    for other in environments.keys() - {chosen}:
+        try:
+            settled(other)
+        except InvalidRequest as exc:
+            where = f"environments.{other}"
+            text = f"in [{where}]: {exc.message}"
+            raise InvalidRequest.of(f"{where}.{exc.parameter}", exc.value, text) from exc
+    return settings
+
+
+def _read(source: Any) -> tuple[str, dict[str, Any]]:
+    """Return what a source says, and its name for people."""
+    match source:
+        case None:
+            return "given", {}
+        case PoolConfig():
+            return "given", source.model_dump(exclude_unset=True)
+        case Mapping():
+            return "given", dict(source)
+    return str(source), _read_toml(Path(source))
+
+
+def _check_choice(environment: Any, known: set[str]) -> None:
+    if environment is not None and not isinstance(environment, str):
+        text = f"environment is the name of one, not {shown(environment)}"
+        raise InvalidRequest.of("environment", shown(environment), text)
+    if environment is not None and environment not in known:
+        text = f"no environment {environment!r}; known: {', '.join(sorted(known))}"
+        raise InvalidRequest.of("environment", environment, text)
+
+
+def _place(settings: PoolConfig, source: Any) -> None:
+    """Note where the settings lie: relative paths start there."""
     if isinstance(source, PoolConfig):
         settings._folder, settings._file = source._folder, source._file  # noqa: SLF001  # its own
     elif isinstance(source, str | Path):
         path = Path(source).absolute()
         settings._folder = path.parent  # noqa: SLF001
         settings._file = {"path": str(path), "digest": digest(path)}  # noqa: SLF001
-    return settings
-
-
-def layers_of(source: Any, overrides: Mapping[str, Any]) -> Layers:
-    """Put the settings of a file, of the environment it names, and of the caller on each other.
-
-    Raises:
-        InvalidRequest: The file cannot be read, or the environment is not in it.
-    """
-    name = "given"
-    match source:
-        case None:
-            data: dict[str, Any] = {}
-        case PoolConfig():
-            data = source.model_dump(exclude_unset=True)
-        case Mapping():
-            data = dict(source)
-        case _:
-            name = str(source)
-            data = _read_toml(Path(source))
-    layers = Layers()
-    environments = _environments(data.pop("environments", {}))
-    layers.put(name, data)
-    chosen = overrides.get("environment") or os.environ.get("VLLMPORT_ENV")
-    environment = chosen or data.get("environment")
-    if environment is not None:
-        known_ones = {*environments, *ENVIRONMENTS}
-        if not isinstance(environment, str):
-            text = f"environment is the name of one, not {shown(environment)}"
-            raise InvalidRequest.of("environment", shown(environment), text)
-        if environment not in known_ones and not isinstance(source, PoolConfig):
-            known = ", ".join(sorted(known_ones))
-            text = f"no environment {environment!r}; known: {known}"
-            raise InvalidRequest.of("environment", environment, text)
-        section = environments.get(environment, {})
-        layers.put(f"environments.{environment}", {**section, "environment": environment})
-    layers.put("override", overrides)
-    return layers
 
 
 def _environments(given: Any) -> dict[str, Mapping[str, Any]]:
@@ -285,16 +325,13 @@ def _environments(given: Any) -> dict[str, Mapping[str, Any]]:
     return dict(given)
 
 
-def checked(layers: Layers) -> PoolConfig:
-    """Check merged settings.
-
-    Raises:
-        InvalidRequest: A key is unknown or of a wrong kind.
-    """
+def _checked(layers: Layers) -> PoolConfig:
     try:
-        return PoolConfig.model_validate(layers.merged)
+        settings = PoolConfig.model_validate(layers.merged)
     except ValidationError as exc:
         raise _as_invalid_request(exc) from exc
+    settings._origins = layers.origins  # noqa: SLF001  # its own
+    return settings
 
 
 def digest(path: Path) -> str:
@@ -337,17 +374,3 @@ def _harmless(error: Any) -> str | None:
     inside = isinstance(value, Mapping | list | tuple)
     secret = "env" in where or any(map(is_secret, where))
     return None if inside or secret else repr(value)
-
-
-def _spec(name: str, model: ModelConfig, aliases: Mapping[str, str]) -> ModelSpec:
-    from vllmport.pool.supervisor.specification import spec_from
-
-    own = model.model_dump(exclude=set(model.model_extra or ()))
-    own["loras"] = {adapter: _local(path) for adapter, path in model.loras.items()}
-    return spec_from({**own, "name": name, "engine_args": model.model_extra or {}}, aliases)
-
-
-def _local(path: str) -> str:
-    """Make a path that exists absolute: the supervisor and its workers may run elsewhere."""
-    expanded = Path(path).expanduser()
-    return str(expanded.resolve()) if expanded.exists() else os.path.expanduser(path)
