@@ -114,6 +114,20 @@ def test_numpy_arrays_and_scalars_travel() -> None:
     assert round_trip(np.asfortranarray(np.eye(3))).numpy().tolist() == np.eye(3).tolist()
 
 
+def test_tensors_travel_as_arrays_and_their_types_as_names() -> None:
+    torch = pytest.importorskip("torch")
+    assert round_trip([torch.float16, torch.bfloat16]) == ["float16", "bfloat16"]
+    for dtype in ("float32", "float16", "int64", "bool"):
+        tensor = torch.tensor([[0, 1], [1, 0]], dtype=getattr(torch, dtype), requires_grad=False)
+        back = round_trip(tensor.T)
+        assert (back.dtype, back.shape) == (dtype, (2, 2))
+        assert back.numpy().tolist() == tensor.T.tolist()
+    exact = torch.tensor([1.5, -3.0], dtype=torch.bfloat16)
+    assert round_trip(exact).numpy().tolist() == [1.5, -3.0], "as float32, which has all of them"
+    assert round_trip(torch.ones(2, requires_grad=True)).numpy().tolist() == [1.0, 1.0]
+    assert round_trip(torch.tensor(3)) == 3
+
+
 def test_only_large_arrays_become_buffers() -> None:
     small = Array("int8", (BUFFER_THRESHOLD - 1,), bytes(BUFFER_THRESHOLD - 1))
     large = Array("int8", (BUFFER_THRESHOLD,), bytes(BUFFER_THRESHOLD))

@@ -273,7 +273,14 @@ class _Packer:
         return self._foreign(value)
 
     def _foreign(self, value: Any) -> Any:
-        """Arrays and scalars of numpy's kind are known by what they offer, not by import."""
+        """What numpy and torch have is known by what it offers and is called, not by import."""
+        cls = type(value)
+        if cls.__module__ == "torch" and cls.__name__ == "dtype":
+            return str(value).removeprefix("torch.")
+        if hasattr(value, "detach") and hasattr(value, "numpy"):
+            tensor = value.detach().cpu()
+            # numpy lacks bfloat16; float32 has all its numbers.
+            value = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
         if hasattr(value, "dtype") and hasattr(value, "tobytes"):
             if getattr(value, "shape", None) == ():
                 return self._again(value.item())

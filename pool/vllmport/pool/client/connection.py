@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import zmq
 
-from vllmport.bridge.codec import Bytes, Packed, pack, unpack
+from vllmport.bridge.codec import Bytes, Packed, unpack
 from vllmport.bridge.deadlines import Deadlines
 from vllmport.bridge.errors import (
     ConnectFailed,
@@ -56,6 +56,7 @@ from vllmport.bridge.messages import (
 )
 from vllmport.bridge.timeouts import Timeouts, milliseconds, to_wire
 from vllmport.pool.client.mailbox import Done, Event, Failed, Item, Mailbox, ThreadMailbox
+from vllmport.pool.client.travel import pack_arguments
 from vllmport.pool.endpoint import is_tcp, tcp_address
 from vllmport.pool.keys import ClientKeys
 
@@ -161,13 +162,13 @@ class Connection:
             The id of the call.
 
         Raises:
-            InvalidRequest: The arguments cannot travel.
+            InvalidRequest: One of the arguments cannot travel.
             Overloaded: The pool does not read fast enough.
             PoolLost: The connection is gone.
         """
-        packed = pack(args)
+        payload = pack_arguments(args)
         call_id = next(self._ids)
-        frames = _checked(call._replace(id=call_id, remaining_ms=to_wire(timeout)), packed)
+        frames = _checked(call._replace(id=call_id, remaining_ms=to_wire(timeout)), payload)
         with self._lock:
             if self._error is not None:
                 raise self._error

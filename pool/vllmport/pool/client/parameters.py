@@ -39,7 +39,8 @@ class Parameters:
         found = {}
         for field in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
             value = getattr(self, field.name)
-            if value != field.default:
+            differs = value is not None if field.default is None else value != field.default
+            if differs:  # an array cannot be compared with nothing
                 found[field.name] = value.to_wire() if isinstance(value, Parameters) else value
         return found
 

@@ -13,6 +13,7 @@ from vllmport.bridge.messages import Call
 from vllmport.pool.client.media import message_with_media, prompt_with_media
 from vllmport.pool.client.parameters import Parameters
 from vllmport.pool.client.params import BeamSearchParams, LoRARequest, PoolingParams, SamplingParams
+from vllmport.pool.client.travel import full_name
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 """Text, token ids, or a map with `prompt` or `prompt_token_ids`."""
@@ -323,9 +324,8 @@ def _params_to_wire(params: Any) -> dict[str, Any] | None:
                 name: value.to_wire() if isinstance(value, Parameters) else value
                 for name, value in params.items()
             }
-    text = (
-        f"parameters are of a class such as SamplingParams, or a map, not {type(params).__name__}"
-    )
+    text = "parameters are of a class of vllmport.pool such as SamplingParams, or a map, not "
+    text += full_name(type(params))
     raise InvalidRequest.of("sampling_params", repr(params)[:200], text)
 
 
