@@ -79,6 +79,35 @@ def test_what_cannot_be_is_refused_in_words(given: dict[str, Any], text: str) ->
         ),
         ({"task": "embed"}, {"runner": "pooling", "convert": "embed"}, "runner='pooling' and con"),
         ({"task": "generate"}, {"runner": "generate"}, "runner='generate'"),
+        (
+            {"guided_decoding_disable_any_whitespace": True},
+            {"structured_outputs_config": {"disable_any_whitespace": True}},
+            "'disable_any_whitespace': True",
+        ),
+        (
+            {"guided_decoding_disable_additional_properties": True},
+            {"structured_outputs_config": {"disable_additional_properties": True}},
+            "structured_outputs_config",
+        ),
+        ({"num_redundant_experts": 2}, {"eplb_config": {"num_redundant_experts": 2}}, "eplb_con"),
+        ({"eplb_window_size": 9}, {"eplb_config": {"window_size": 9}}, "eplb_config"),
+        ({"O": 2}, {"optimization_level": 2}, "optimization_level=2"),
+        ({"cuda_graph_sizes": [8]}, {"max_cudagraph_capture_size": 8}, "max_cudagraph"),
+        ({"cuda_graph_sizes": [1, 8]}, {"cudagraph_capture_sizes": [1, 8]}, "=[1, 8]"),
+        ({"cuda_graph_sizes": []}, {}, "anyway"),
+        ({"disable_mm_preprocessor_cache": True}, {"mm_processor_cache_gb": 0}, "cache_gb=0"),
+        ({"disable_mm_preprocessor_cache": False}, {}, "anyway"),
+        (
+            {"enable_multimodal_encoder_data_parallel": True},
+            {"mm_encoder_tp_mode": "data"},
+            "mm_encoder_tp_mode='data'",
+        ),
+        ({"scheduler_delay_factor": 0.0}, {}, "anyway"),
+        ({"enable_lora_bias": False}, {}, "anyway"),
+        ({"tokenizer_pool_size": 4}, {}, "see replicas"),
+        ({"tokenizer_pool_type": "ray"}, {}, "see replicas"),
+        ({"tokenizer_pool_extra_config": {}}, {}, "see replicas"),
+        ({"multi_step_stream_outputs": False}, {}, "stream_interval"),
     ],
 )
 def test_what_vllm_removed_is_translated_with_a_note(
@@ -97,6 +126,9 @@ def test_what_vllm_removed_is_translated_with_a_note(
         ({"quantization": "bitsandbytes"}, "quantization"),
         ({"load_format": "bitsandbytes"}, "load_format"),
         ({"task": "translate"}, "task"),
+        ({"scheduler_delay_factor": 0.5}, "scheduler_delay_factor"),
+        ({"enable_lora_bias": True}, "enable_lora_bias"),
+        ({"O": 2, "optimization_level": 3}, "O"),
         ({"task": "embed", "runner": "generate"}, "task"),
         (
             {
@@ -109,6 +141,61 @@ def test_what_vllm_removed_is_translated_with_a_note(
 )
 def test_what_has_no_heir_is_refused(given: dict[str, Any], parameter: str) -> None:
     assert refused(given).parameter == parameter
+
+
+def test_old_names_of_parts_of_one_map_come_together() -> None:
+    args, notes = check_engine_args(
+        {
+            "guided_decoding_backend": "guidance",
+            "guided_decoding_disable_any_whitespace": True,
+            "structured_outputs_config": {"enable_in_reasoning": True},
+        }
+    )
+    assert args["structured_outputs_config"] == {
+        "backend": "guidance",
+        "disable_any_whitespace": True,
+        "enable_in_reasoning": True,
+    }
+    assert len(notes) == 2
+
+
+OLD_NAMES = re.findall(
+    r"\w+",
+    """
+O calculate_kv_scales cuda_graph_sizes device disable_async_output_proc disable_image_processor
+disable_log_requests disable_logprobs_during_spec_decoding disable_mm_preprocessor_cache
+enable_lora_bias enable_multimodal_encoder_data_parallel enable_prompt_adapter enable_reasoning
+engine_use_ray eplb_log_balancedness eplb_step_interval eplb_window_size full_cuda_graph
+guided_decoding_backend guided_decoding_disable_additional_properties
+guided_decoding_disable_any_whitespace guided_decoding_disable_fallback image_feature_size
+image_input_shape image_input_type image_token_id intial_incremental_detokenization_offset
+logits_processor_pattern long_lora_scaling_factors lora_extra_vocab_size
+max_context_len_to_capture max_long_partial_prefills max_num_partial_prefills max_paddings
+max_prompt_adapter_token max_prompt_adapters max_seq_len_to_capture multi_step_stream_outputs
+ngram_prompt_lookup_max ngram_prompt_lookup_min num_lookahead_slots num_redundant_experts
+num_scheduler_steps num_speculative_tokens override_attention_dtype override_neuron_config
+override_pooler_config preemption_mode qlora_adapter_name_or_path quantization_param_path
+rope_scaling rope_theta scheduler_delay_factor sliding_window spec_decoding_acceptance_method
+speculative_disable_by_batch_size speculative_disable_mqa_scorer
+speculative_draft_tensor_parallel_size speculative_max_model_len speculative_model
+speculative_model_quantization swap_space task tokenizer_pool_extra_config tokenizer_pool_size
+tokenizer_pool_type typical_acceptance_sampler_posterior_alpha
+typical_acceptance_sampler_posterior_threshold use_v2_block_manager worker_use_ray
+""",
+)
+"""What vLLM 0.2 to 0.11 documented and no longer takes."""
+
+
+@pytest.mark.parametrize("name", OLD_NAMES)
+def test_what_older_releases_took_is_told_from_a_misspelt_name(name: str) -> None:
+    def said() -> str:
+        try:
+            return check_engine_args({name: [8] if name == "cuda_graph_sizes" else 1})[1][0]
+        except InvalidRequest as exc:
+            return exc.message
+
+    assert "vLLM has removed" in said()
+    assert name in said()
 
 
 @pytest.mark.parametrize("name", REFUSED_ENGINE)

@@ -12,24 +12,59 @@ from vllmport.bridge.errors import InvalidRequest, shown
 Modern = tuple[dict[str, Any], list[str]]
 """Arguments as today's vLLM takes them, and a note for each one that was changed."""
 
+_MODEL_SAYS = "the model's own configuration says it; see hf_overrides"
+_SPECULATION = 'see speculative_config, such as {"method": …, "num_speculative_tokens": …}'
+
 REFUSED_ENGINE: Final[Mapping[str, str]] = {
     "best_of": "it is gone; ask for n sequences in the sampling parameters",
     "calculate_kv_scales": "it is gone; use a checkpoint that has scales",
     "device": "vLLM's build decides it; choose GPUs by device_ids or env CUDA_VISIBLE_DEVICES",
     "disable_async_output_proc": "it is gone; see async_scheduling",
+    "disable_image_processor": "images are always processed; see mm_processor_kwargs",
     "disable_log_requests": "requests are not logged unless enable_log_requests is true",
+    "disable_logprobs_during_spec_decoding": _SPECULATION,
     "enable_prompt_adapter": "prompt adapters are gone; use enable_lora",
     "enable_reasoning": "naming a reasoning_parser is enough",
+    "engine_use_ray": 'see distributed_executor_backend="ray"',
+    "full_cuda_graph": 'see compilation_config={"cudagraph_mode": "FULL"}',
     "guided_decoding_disable_fallback": 'name one: structured_outputs_config={"backend": …}',
+    "image_feature_size": _MODEL_SAYS,
+    "image_input_shape": _MODEL_SAYS,
+    "image_input_type": _MODEL_SAYS,
+    "image_token_id": _MODEL_SAYS,
+    "logits_processor_pattern": "see logits_processors, which names the processors",
+    "long_lora_scaling_factors": "it is gone; merge such an adapter into a checkpoint",
+    "max_context_len_to_capture": "see max_cudagraph_capture_size",
+    "max_long_partial_prefills": "it is gone; see long_prefill_token_threshold",
+    "max_num_partial_prefills": "it is gone; see long_prefill_token_threshold",
+    "max_paddings": "nothing is padded any more; see max_num_batched_tokens",
+    "max_prompt_adapter_token": "prompt adapters are gone; use enable_lora",
+    "max_prompt_adapters": "prompt adapters are gone; use enable_lora",
     "max_seq_len_to_capture": "see max_cudagraph_capture_size",
+    "ngram_prompt_lookup_max": 'see speculative_config={"prompt_lookup_max": …}',
+    "ngram_prompt_lookup_min": 'see speculative_config={"prompt_lookup_min": …}',
     "num_lookahead_slots": "see speculative_config",
     "num_scheduler_steps": "it is gone; see async_scheduling",
     "num_speculative_tokens": "see spec_tokens",
+    "override_attention_dtype": "it is gone; see attention_config",
+    "override_neuron_config": "see additional_config",
     "override_pooler_config": "see pooler_config",
     "preemption_mode": "it is gone: preempted requests are always computed again",
+    "qlora_adapter_name_or_path": "give the adapter to a call as its lora_request",
+    "quantization_param_path": "it is gone; use a checkpoint that has scales",
     "rope_scaling": 'see hf_overrides={"rope_parameters": …}',
     "rope_theta": 'see hf_overrides={"rope_parameters": …}',
+    "sliding_window": _MODEL_SAYS,
+    "spec_decoding_acceptance_method": _SPECULATION,
+    "speculative_disable_by_batch_size": _SPECULATION,
+    "speculative_disable_mqa_scorer": _SPECULATION,
+    "speculative_draft_tensor_parallel_size": "see speculative_config="
+    '{"draft_tensor_parallel_size": …}',
+    "speculative_max_model_len": 'see speculative_config={"max_model_len": …}',
     "speculative_model": "see spec_model",
+    "speculative_model_quantization": 'see speculative_config={"quantization": …}',
+    "typical_acceptance_sampler_posterior_alpha": _SPECULATION,
+    "typical_acceptance_sampler_posterior_threshold": _SPECULATION,
     "use_v2_block_manager": "it is gone: there is only one block manager",
     "worker_use_ray": 'see distributed_executor_backend="ray"',
 }
@@ -44,6 +79,15 @@ REFUSED_QUANTIZATION: Final[Mapping[str, str]] = {
     "marlin": 'use a checkpoint made for "gptq_marlin" or "awq_marlin"',
 }
 """Quantization method → what to use instead."""
+
+REFUSED_CALL: Final[Mapping[str, str]] = {
+    "prompt_token_ids": 'give them as prompts: {"prompt_token_ids": […]}, or lists of numbers',
+    "prompt_adapter_request": "prompt adapters are gone; use lora_request",
+    "truncate_prompt_tokens": 'give tokenization_kwargs={"truncate_prompt_tokens": …}',
+    "add_special_tokens": 'give tokenization_kwargs={"add_special_tokens": …}',
+    "guided_options_request": "see structured_outputs in the sampling parameters",
+}
+"""Argument of a call → what to use instead."""
 
 REFUSED_SAMPLING: Final[Mapping[str, str]] = {
     "best_of": "set n to it with logprobs=0 and keep those with the best cumulative_logprob",
@@ -93,8 +137,7 @@ def modern_engine_args(args: Mapping[str, Any]) -> Modern:
             if value is None:  # it says nothing
                 continue
             instead = translate(value)
-            _refuse_conflicts(name, instead, modern)
-            modern.update(instead)
+            _put(name, instead, modern)
             what = " and ".join(f"{key}={new!r}" for key, new in instead.items())
             done = _NOTES.get(name) or (f"using {what}" if what else "it is what vLLM does anyway")
             notes.append(f"vLLM has removed {name}: {done}")
@@ -162,6 +205,11 @@ def gone(kind: str, name: str, value: Any, advice: str, parameter: str = "") -> 
 _BACKEND = 'load the model with structured_outputs_config={"backend": …}'
 
 _NOTES: Final = {
+    "intial_incremental_detokenization_offset": "nothing needs it",
+    "multi_step_stream_outputs": "each step is streamed; see stream_interval",
+    "tokenizer_pool_extra_config": "each worker tokenizes by itself; see replicas",
+    "tokenizer_pool_size": "each worker tokenizes by itself; see replicas",
+    "tokenizer_pool_type": "each worker tokenizes by itself; see replicas",
     "swap_space": "it never swaps, but computes preempted requests again; to keep KV cache in "
     "main memory see kv_offloading_size",
     "lora_extra_vocab_size": "adapters cannot add tokens to the vocabulary any more",
@@ -178,15 +226,74 @@ def _runner(task: Any) -> dict[str, Any]:
     return dict(_TASKS[task])
 
 
-def _backend(name: Any) -> dict[str, Any]:
-    return {"structured_outputs_config": {"backend": name}}
+def _inside(config: str, key: str) -> Callable[[Any], dict[str, Any]]:
+    """Translate to a key of a map."""
+    return lambda value: {config: {key: value}}
+
+
+def _as(name: str) -> Callable[[Any], dict[str, Any]]:
+    """Translate to another name."""
+    return lambda value: {name: value}
+
+
+def _when_true(**instead: Any) -> Callable[[Any], dict[str, Any]]:
+    """Translate a switch that is off unless it is set."""
+    return lambda value: instead if value else {}
+
+
+def _only(old: str, advice: str, *, harmless: Any) -> Callable[[Any], dict[str, Any]]:
+    """Drop the value that changed nothing, refuse any other."""
+
+    def translate(value: Any) -> dict[str, Any]:
+        if value != harmless:
+            raise gone("engine argument", old, value, advice)
+        return {}
+
+    return translate
+
+
+def _graph_sizes(sizes: Any) -> dict[str, Any]:
+    """One size was the largest one, several were all of them."""
+    if isinstance(sizes, list) and len(sizes) == 1:
+        return {"max_cudagraph_capture_size": sizes[0]}
+    return {"cudagraph_capture_sizes": sizes} if sizes else {}
 
 
 _ENGINE: Final[Mapping[str, Callable[[Any], dict[str, Any]]]] = {
     "swap_space": _nothing,
     "lora_extra_vocab_size": _nothing,
-    "guided_decoding_backend": _backend,
     "task": _runner,
+    "guided_decoding_backend": _inside("structured_outputs_config", "backend"),
+    **{
+        f"guided_decoding_{key}": _inside("structured_outputs_config", key)
+        for key in ("disable_any_whitespace", "disable_additional_properties")
+    },
+    **{
+        f"{prefix}{key}": _inside("eplb_config", key)
+        for prefix, key in (
+            ("eplb_", "window_size"),
+            ("eplb_", "step_interval"),
+            ("eplb_", "log_balancedness"),
+            ("", "num_redundant_experts"),
+        )
+    },
+    "O": _as("optimization_level"),
+    "cuda_graph_sizes": _graph_sizes,
+    "disable_mm_preprocessor_cache": _when_true(mm_processor_cache_gb=0),
+    "enable_multimodal_encoder_data_parallel": _when_true(mm_encoder_tp_mode="data"),
+    "enable_lora_bias": _only(
+        "enable_lora_bias", "adapters cannot have biases any more", harmless=False
+    ),
+    "scheduler_delay_factor": _only(
+        "scheduler_delay_factor",
+        "prompts are scheduled at once, in chunks; see prefill_schedule_interval",
+        harmless=0,
+    ),
+    "intial_incremental_detokenization_offset": _nothing,
+    "multi_step_stream_outputs": _nothing,
+    "tokenizer_pool_extra_config": _nothing,
+    "tokenizer_pool_size": _nothing,
+    "tokenizer_pool_type": _nothing,
 }
 
 
@@ -200,6 +307,18 @@ def _without(kind: str, given: Mapping[str, Any], refused: Mapping[str, str]) ->
         if name in refused and value is not None:
             raise gone(kind, name, value, refused[name])
     return {name: value for name, value in given.items() if name not in refused}
+
+
+def _put(old: str, instead: Mapping[str, Any], modern: dict[str, Any]) -> None:
+    """Put in what takes the place of an argument; maps are merged key by key."""
+    for name, value in instead.items():
+        known = modern.get(name)
+        if isinstance(value, Mapping) and isinstance(known, Mapping):
+            _refuse_conflicts(old, value, known)
+            modern[name] = {**known, **value}
+        else:
+            _refuse_conflicts(old, {name: value}, modern)
+            modern[name] = value
 
 
 def _refuse_conflicts(old: str, instead: Mapping[str, Any], given: Mapping[str, Any]) -> None:

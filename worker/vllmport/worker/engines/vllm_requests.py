@@ -18,7 +18,12 @@ from vllm.sampling_params import (
 )
 
 from vllmport.bridge.errors import InvalidRequest
-from vllmport.bridge.removed import modern_pooling_params, modern_sampling_params
+from vllmport.bridge.removed import (
+    REFUSED_CALL,
+    gone,
+    modern_pooling_params,
+    modern_sampling_params,
+)
 from vllmport.worker.engines.vllm_errors import as_request_error, plain, unknown
 
 _TOKENS = {"tokenization_kwargs", "mm_processor_kwargs"}
@@ -102,6 +107,8 @@ def check_arguments(verb: str, args: Mapping[str, Any]) -> None:
         names = ", ".join(sorted(VERBS))
         raise InvalidRequest.of("verb", verb, f"unknown verb {verb!r}; known: {names}")
     for name, value in args.items():
+        if name not in known and name in REFUSED_CALL:
+            raise gone(f"argument of {verb}", name, plain(value), REFUSED_CALL[name])
         if name not in known:
             raise unknown(f"argument of {verb}", name, value, known)
     for name in _REQUIRED.get(verb, ()):
