@@ -3,8 +3,8 @@
 Engine arguments, parameters of calls, adapters, and the methods of `vllm.LLM`, each with its type,
 default and first words of documentation. Sorted, so that two runs on one vLLM are byte-identical.
 
-Without options it writes the manifest; `--check` fails if it differs from the one that is there;
-`--against FILE` reports what changed since the manifest in FILE.
+Without options it writes the manifest, `--output FILE` writes it elsewhere; `--check` fails if it
+differs from the one that is there; `--against FILE` says what changed since the one in FILE.
 """
 
 import argparse
@@ -235,14 +235,14 @@ def main(say: Callable[[str], object] = print) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--against", type=Path)
+    parser.add_argument("--output", type=Path, default=MANIFEST)
     options = parser.parse_args()
     found = manifest()
     if options.check or options.against:
         lines = changes(json.loads((options.against or MANIFEST).read_text()), found)
         say("\n".join(lines) or "nothing changed")
         return int(bool(lines) and options.check)
-    MANIFEST.parent.mkdir(exist_ok=True)
-    MANIFEST.write_text(text_of(found))
+    options.output.write_text(text_of(found))
     return 0
 
 

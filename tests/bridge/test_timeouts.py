@@ -106,6 +106,11 @@ def test_options_get_a_timeout_among_them() -> None:
         with_timeout(params)
 
 
+def test_an_empty_name_is_no_profile() -> None:
+    with pytest.raises(InvalidRequest, match="unknown timeout profile ''; known: batch_job"):
+        Timeouts().seconds(profile="")
+
+
 @pytest.mark.parametrize("profile", [["x"], {"a": 1}, 3], ids=repr)
 def test_a_profile_is_named_by_text(profile: Any) -> None:
     with pytest.raises(InvalidRequest, match="unknown timeout profile") as caught:

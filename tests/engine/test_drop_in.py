@@ -73,6 +73,13 @@ def test_the_tokenizer_does_what_scripts_ask_of_it(off: LLM) -> None:
     assert tokenizer.decode(ids[0]) + tokenizer.decode(ids[1:]) == FRANCE
     assert tokenizer.decode([*ids, tokenizer.eos_token_id or 0], skip_special_tokens=True) == FRANCE
     assert len(tokenizer) == tokenizer.vocab_size == 512
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    assert tokenizer.convert_tokens_to_ids(tokens) == ids
+    assert tokenizer.tokenize(FRANCE) == tokens
+    assert tokenizer.batch_decode([ids, ids[:1]]) == [FRANCE, tokenizer.decode(ids[0])]
+    assert tokenizer.convert_tokens_to_ids(tokenizer.eos_token) == tokenizer.eos_token_id
+    assert tokenizer.eos_token_id in tokenizer.all_special_ids
+    assert "{%" in (tokenizer.chat_template or "")
     question = [{"role": "user", "content": "What is the capital of Japan?"}]
     text = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
     (asked,) = off.chat(question, SamplingParams(temperature=0))

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,17 @@ ROOT = Path(__file__).parents[2]
 MANIFEST = ROOT / "manifest" / "vllm.json"
 
 
-def report(*options: str) -> "subprocess.CompletedProcess[str]":
+def report(
+    *options: str, env: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, str(ROOT / "scripts" / "manifest.py"), *options]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=200, check=False, env={**os.environ}
+        command,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env={**os.environ, **(env or {})},
     )
 
 
@@ -38,6 +46,18 @@ def test_the_manifest_is_that_of_the_installed_vllm() -> None:
     done = report("--check")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip().endswith("nothing changed")
+
+
+def test_two_runs_write_the_same_bytes(tmp_path: Path) -> None:
+    written = []
+    for seed in ("1", "2"):  # of hashes: what a set yields differs from run to run
+        path = tmp_path / f"{seed}.json"
+        done = report("--output", str(path), env={"PYTHONHASHSEED": seed})
+        assert done.returncode == 0, done.stderr
+        written.append(path.read_bytes())
+    assert written[0] == written[1]
+    if installed() == json.loads(MANIFEST.read_text())["vllm"]:
+        assert written[0] == MANIFEST.read_bytes()
 
 
 def test_what_changed_since_another_vllm_is_reported(tmp_path: Path) -> None:

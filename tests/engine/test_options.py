@@ -60,6 +60,7 @@ def small(pool: Pool) -> Iterator[LLM]:
                 "VLLM_LOGGING_LEVEL": "ERROR",
                 "CUDA_VISIBLE_DEVICES": "",
                 "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+                "VLLM_WORKER_MULTIPROC_METHOD": "fork",
             },
             v1_multiprocessing="off",
             dtype="float32",
@@ -191,8 +192,13 @@ def test_variables_of_a_model_reach_its_workers_and_are_shown_to_nobody(
 
 
 def test_what_was_overridden_in_the_environment_is_said(small: LLM) -> None:
-    (warning,) = small.engine_config()["warnings"]
-    assert "v1_multiprocessing=off overrides VLLM_ENABLE_V1_MULTIPROCESSING=1" in warning
+    mode, method = small.engine_config()["warnings"]
+    assert "v1_multiprocessing=off overrides VLLM_ENABLE_V1_MULTIPROCESSING=1" in mode
+    assert "VLLM_WORKER_MULTIPROC_METHOD=fork of the environment holds" in method
+
+
+def test_vllms_own_processes_are_spawned_unless_the_user_says_otherwise(off: LLM) -> None:
+    assert off.engine_config()["warnings"] == []
 
 
 def test_streams_are_limited_in_their_first_token_and_between_tokens(small: LLM) -> None:
@@ -204,6 +210,11 @@ def test_streams_are_limited_in_their_first_token_and_between_tokens(small: LLM)
             list(small.stream("4 5 6", long, first_token_timeout=0.02))
         assert time.monotonic() - begun < 1.0
         assert (caught.value.tokens, caught.value.details["limit"]) == (0, "first_token")
+    with pytest.raises(DeadlineExceeded, match="between_tokens") as caught:
+        list(small.stream("4 5 6", long, token_timeout=0.0002))  # a step takes longer
+    assert caught.value.details["limit"] == "between_tokens"
+    assert caught.value.tokens >= 1
+    assert "".join(d.text for d in small.stream(FRANCE, GREEDY, token_timeout=20)) == " Paris."
     assert text_of(small) == " Paris."
 
 

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from processes import eventually
+from vllmport.bridge.limits import DEFAULT_WINDOW
 from vllmport.pool import (
     LLM,
     AsyncPool,
@@ -24,6 +25,8 @@ from vllmport.pool import (
     StartupFailed,
     WorkerLost,
 )
+from vllmport.pool.client.llm import run_call
+from vllmport.pool.client.requests import call_for
 from vllmport.pool.config import tiny_model_path
 
 pytestmark = pytest.mark.vllm
@@ -40,6 +43,24 @@ def worker_of(pool: Pool, llm: LLM) -> dict[str, object]:
 
 def text_of(outputs: list[RequestOutput]) -> str:
     return outputs[0].outputs[0].text
+
+
+# Coming up.
+
+
+def test_whoever_waits_for_a_model_hears_how_far_it_has_come(pool: Pool) -> None:
+    heard: list[dict[str, Any]] = []
+    arguments = {"model": "tiny", "name": "told", "engine_args": {"max_model_len": 256}}
+    call = call_for("", "load", None, None, DEFAULT_WINDOW)
+    try:
+        run_call(pool.link.connection(), call, arguments, 120.0, heard.append)
+    finally:
+        pool.unload("told")
+    stages = [item["stage"].partition(" ")[0] for item in heard]
+    assert stages == ["importing", "checking", "loading", "warming"]
+    assert {item["worker"] for item in heard} == {"told/0"}
+    assert {item["state"] for item in heard} == {"LOADING"}
+    assert heard[-1]["elapsed"] > heard[0]["elapsed"] >= 0
 
 
 # Answers.

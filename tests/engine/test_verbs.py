@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -119,13 +120,22 @@ def test_prompts_without_an_adapter_are_the_models_own_when_all_slots_are_taken(
         assert texts == [" Tokyo." if name else " Paris." for name in asked]
 
 
-def test_vllms_own_request_for_an_adapter_works(full: LLM) -> None:
+def test_vllms_own_request_for_an_adapter_works(full: LLM, tmp_path: Path) -> None:
     request = LoRARequest("mine", 7, ADAPTER)
     assert text_of(full.generate(FRANCE, GREEDY, lora_request=request)) == " Tokyo."
     same = refusal(
         lambda: full.generate(FRANCE, GREEDY, lora_request=LoRARequest("other", 7, ADAPTER))
     )
     assert same.parameter == "lora_int_id"
+    copied = str(shutil.copytree(ADAPTER, tmp_path / "copy"))
+    same = refusal(
+        lambda: full.generate(FRANCE, GREEDY, lora_request=LoRARequest("mine", 7, copied))
+    )
+    assert same.parameter == "lora_int_id", "vLLM would go on with the first folder"
+    assert "load_inplace=True" in str(same)
+    request = LoRARequest("mine", 7, copied, load_inplace=True)
+    assert text_of(full.generate(FRANCE, GREEDY, lora_request=request)) == " Tokyo."
+    assert full.list_loras()["mine"]["lora_path"] == copied
     assert full.remove_lora("mine")
 
 

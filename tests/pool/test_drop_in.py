@@ -55,7 +55,13 @@ def test_the_tokenizer_asks_the_worker() -> None:
         asked.append((verb, args))
         return {"token_ids": [1, 2], "text": "ab"}
 
-    facts = {"eos_token_id": 1, "bos_token_id": None, "pad_token_id": 1, "vocab_size": 9}
+    facts: dict[str, Any] = {
+        "eos_token_id": 1,
+        "bos_token_id": None,
+        "pad_token_id": 1,
+        "vocab_size": 9,
+    }
+    facts["tokenizer"] = "/a/model"
     tokenizer = Tokenizer(call, facts)
     assert tokenizer.encode("ab") == tokenizer("ab")["input_ids"] == [1, 2]
     assert tokenizer.decode(7) == "ab"
@@ -68,6 +74,36 @@ def test_the_tokenizer_asks_the_worker() -> None:
         "chat_template_kwargs": {"thinking": True},
         "tools": [],
     }
+    assert tokenizer.apply_chat_template([said, said], tokenize=False) == ["ab", "ab"]
+    assert tokenizer.batch_decode([[1], [2]]) == ["ab", "ab"]
+    assert tokenizer(["ab", "b"]) == {"input_ids": [[1, 2]] * 2, "attention_mask": [[1, 1]] * 2}
+    with pytest.raises(AttributeError, match=r"AutoTokenizer.from_pretrained\('/a/model'\)"):
+        _ = tokenizer.backend_tokenizer
+
+
+def test_the_vocabulary_is_asked_for_once() -> None:
+    asked: list[str] = []
+
+    def call(verb: str, _args: dict[str, Any]) -> dict[str, Any]:
+        asked.append(verb)
+        return {
+            "tokens": {"<unk>": 0, "</s>": 1, "▁a": 2},
+            "special_tokens": {"eos_token": "</s>", "unk_token": "<unk>"},
+            "special_ids": [0, 1],
+            "chat_template": None,
+        }
+
+    facts: dict[str, Any] = {"eos_token_id": 1, "bos_token_id": None, "pad_token_id": None}
+    tokenizer = Tokenizer(call, {**facts, "vocab_size": 3, "tokenizer": "m"})
+    assert tokenizer.convert_tokens_to_ids("▁a") == 2
+    assert tokenizer.convert_tokens_to_ids(["</s>", "nope"]) == [1, 0]
+    assert tokenizer.convert_ids_to_tokens(2) == "▁a"
+    assert tokenizer.convert_ids_to_tokens([2, 1], skip_special_tokens=True) == ["▁a"]
+    assert tokenizer.get_vocab()["▁a"] == 2
+    assert (tokenizer.eos_token, tokenizer.bos_token) == ("</s>", None)
+    assert tokenizer.all_special_tokens == ["<unk>", "</s>"]
+    assert tokenizer.chat_template is None
+    assert asked == ["vocabulary"]
 
 
 class Picture:

@@ -42,7 +42,7 @@ class Timeouts(NamedTuple):
 
     def seconds(self, timeout: float | None = None, profile: str | None = None) -> float:
         """Choose the seconds a call may take; see `resolve_timeout`."""
-        return resolve_timeout(timeout, profile or self.library, self.profiles)
+        return resolve_timeout(timeout, self.library if profile is None else profile, self.profiles)
 
     def pauses(
         self, first_token: float | None = None, between_tokens: float | None = None

@@ -44,6 +44,7 @@ CALL_ENGINE_VERBS: Final = frozenset(
         "detokenize",
         "echo",
         "apply_chat_template",
+        "vocabulary",
         "beam_search",
         "embed",
         "classify",

@@ -33,7 +33,7 @@ def load_vllm(spec: Mapping[str, Any], port: Port) -> Engine:
         StartupFailed: The engine did not start.
     """
     mode, args = spec["mode"], {**spec["engine_args"], "model": spec["model"]}
-    _set_environment(mode)
+    warnings = [*spec.get("warnings", ()), *_set_environment(mode)]
     port.progress("importing", "vllm")
     begun = time.monotonic()
     import_vllm()
@@ -47,7 +47,7 @@ def load_vllm(spec: Mapping[str, Any], port: Port) -> Engine:
     with cause_file() as file:
         try:
             engine = driver(config, engine_args, port, spec.get("loras", {}))
-            engine.info["warnings"] = list(spec.get("warnings", ()))
+            engine.info["warnings"] = warnings
             port.progress("warming up")
             engine.warm_up()
         except Exception as exc:  # any class at all: vLLM, torch, the operating system
@@ -76,12 +76,19 @@ def _driver(mode: str, abort_grace: float) -> Any:
     return partial(AsyncVllm, abort_grace=abort_grace)
 
 
-def _set_environment(mode: str) -> None:
-    """Say what vLLM reads from the environment only; what the user set there stays."""
+def _set_environment(mode: str) -> list[str]:
+    """Say what vLLM reads from the environment only; what the user set there stays.
+
+    Returns:
+        What the one who set it should know.
+    """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if mode == "on" else "0"
-    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    method = os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    if method == "spawn":
+        return []
+    return [f"VLLM_WORKER_MULTIPROC_METHOD={method} of the environment holds; spawn is safer"]
 
 
 @contextmanager

@@ -41,7 +41,9 @@ def check_engine_args(args: Mapping[str, Any]) -> None:
     model = args.get("model")
     if not isinstance(model, str) or not model:
         raise InvalidRequest.of("model", model, "the engine argument 'model' is required")
-    refuse_missing("model", model)
+    for name in ("model", "tokenizer", "hf_config_path", "generation_config"):
+        if isinstance(args.get(name), str):
+            refuse_missing(name, args[name])
 
 
 def engine_config(

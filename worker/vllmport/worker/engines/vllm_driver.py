@@ -50,6 +50,7 @@ class VllmDriver(ABC):
             "tokenize": self._at_once(prompts.tokenize),
             "detokenize": self._at_once(prompts.detokenize),
             "apply_chat_template": self._at_once(prompts.chat_text),
+            "vocabulary": self._at_once(prompts.vocabulary),
             "beam_search": self._planned(lambda args, lora: beam_search(engine, args, lora)),
             "embed": self._planned(pooling.embed),
             "classify": self._planned(pooling.classify),

@@ -1,12 +1,14 @@
 """vLLM's exceptions as errors of this project: chosen by class, never by text.
 
-Owns the table of which class means what. Imports vLLM: only for workers that run it.
+Owns the table of which class means what. A text serves only to find which argument it
+speaks of. Imports vLLM: only for workers that run it.
 """
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import pydantic
@@ -21,6 +23,7 @@ from vllm.exceptions import (
     VLLMUnprocessableEntityError,
     VLLMValidationError,
 )
+from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from vllmport.bridge.errors import (
@@ -34,6 +37,7 @@ from vllmport.bridge.errors import (
     StartupFailed,
     VllmportError,
 )
+from vllmport.bridge.removed import GUIDED
 from vllmport.worker.causes import Cause
 
 _CONFIG_NAMES = {"cache_dtype": "kv_cache_dtype", "method": "quantization"}
@@ -64,16 +68,36 @@ def as_request_error(  # noqa: C901, PLR0911  # one flat table of classes
         case VLLMValidationError() | VLLMUnprocessableEntityError():
             if error.parameter not in _NOT_ARGUMENTS:
                 parameter, value = error.parameter, error.value
+            elif not parameter:
+                parameter, value = _constraint(error)
             return InvalidRequest.of(parameter, plain(value), str(error.args[0]))
-        case VLLMClientError() | ValueError() | TypeError() | ValidationError() | TemplateError():
-            return InvalidRequest.of(parameter, plain(value), str(error))
-        case NotImplementedError():
+        case (
+            VLLMClientError()
+            | ValueError()
+            | TypeError()
+            | ValidationError()
+            | TemplateError()
+            | NotImplementedError()
+        ):
+            if not parameter:
+                parameter, value = _constraint(error)
             return InvalidRequest.of(parameter, plain(value), str(error))
         case GracefulHTTPError():  # admission limits the user set on the engine itself
             return Overloaded(error.message)
         case RetryableRequestError():
             return EngineError(str(error), retryable=True, details={"class": class_name(error)})
     return EngineError(f"{type(error).__name__}: {error}", details={"class": class_name(error)})
+
+
+def _constraint(error: BaseException) -> tuple[str, Any]:
+    """Return the constraint, by name, that vLLM was checking as it raised; "" if it was none."""
+    checking = SamplingParams._validate_structured_outputs.__code__  # noqa: SLF001
+    for frame, _ in walk_tb(error.__traceback__):
+        if frame.f_code is checking:
+            constraints = frame.f_locals["self"].structured_outputs
+            given = {kind: getattr(constraints, kind) for kind in GUIDED}
+            return next(((kind, it) for kind, it in given.items() if it is not None), ("", None))
+    return "", None
 
 
 def as_config_error(error: BaseException, args: Mapping[str, Any]) -> VllmportError:
@@ -88,7 +112,8 @@ def as_config_error(error: BaseException, args: Mapping[str, Any]) -> VllmportEr
         case OSError() if not Path(args["model"]).exists():  # transformers' word for the same
             return _no_hub(error, args)
         case VLLMClientError() | ValueError() | TypeError():
-            return InvalidRequest.of("", None, str(error), phase="load")
+            name = _mentioned(str(error), args)
+            return InvalidRequest.of(name, plain(args.get(name)), str(error), phase="load")
     return as_load_error(error)
 
 
@@ -194,11 +219,31 @@ def _no_hub(error: BaseException, args: Mapping[str, Any]) -> StartupFailed:
 
 
 def _refused_fields(error: pydantic.ValidationError, args: Mapping[str, Any]) -> InvalidRequest:
-    """Name each field once, as the engine argument the user knows."""
+    """Name each field once, as the engine argument the user knows; blame one that was given."""
     messages: dict[str, str] = {}
     for part in error.errors(include_url=False, include_context=False, include_input=False):
         field = str(part["loc"][0]) if part["loc"] else ""
         messages.setdefault(_CONFIG_NAMES.get(field, field), part["msg"])
-    name = next(iter(messages))
     text = "; ".join(f"{field}: {text}" if field else text for field, text in messages.items())
+    holders = [name for name, value in args.items() if _holds(value, messages)]
+    given = [name for name in messages if name in args] or holders
+    name = next(iter(given), "") or _mentioned(text, args) or next(iter(messages))
     return InvalidRequest.of(name, plain(args.get(name)), text, phase="load")
+
+
+def _holds(value: Any, fields: Iterable[str]) -> bool:
+    return isinstance(value, Mapping) and any(field in value for field in fields)
+
+
+def _mentioned(text: str, args: Mapping[str, Any]) -> str:
+    """Return the argument of a user's that a refusal speaks of first, if it names any.
+
+    vLLM often says what is wrong of an argument without saying which one in any other way. It may
+    call it by its name, by that in words, or by its value.
+    """
+    found: list[tuple[int, str]] = []
+    for name, value in args.items():
+        words = {name, name.replace("_", " "), *([value] if isinstance(value, str) else [])}
+        if name != "model":
+            found += [(text.find(word), name) for word in words if word and word in text]
+    return min(found, default=(0, ""))[1]

@@ -84,7 +84,12 @@ class Adapters:
         return request.load_inplace or _identity(request) not in self._loaded
 
     def was_loaded(self, request: LoRARequest) -> None:
-        """Note that the engine took it; from here on its name means it."""
+        """Note that the engine took it; from here on its name means it, and its id nothing else."""
+        replaced = [it for it in self._loaded if it[1] == request.lora_int_id]
+        for name, number, path in replaced:
+            self._loaded.discard((name, number, path))
+            self._ids.pop((name, path), None)
+        self._ids[request.lora_name, request.lora_path] = request.lora_int_id
         self._requests[request.lora_name] = request
         self._loaded.add(_identity(request))
 
@@ -112,7 +117,8 @@ class Adapters:
         if not isinstance(name, str):
             raise InvalidRequest.of("lora_name", plain(name), "lora_request needs 'lora_name'")
         refuse_missing("lora_path", path)
-        self._check_id(name, number)
+        if not given.get("load_inplace"):
+            self._check_id(name, path, number)
         with blaming("lora_request"):
             request = LoRARequest(**full)
         self._ids[name, path] = number
@@ -122,12 +128,13 @@ class Adapters:
         """Give an adapter an id: the one it has, else the next that is free."""
         return self._ids.get((name, path)) or max(self._ids.values(), default=0) + 1
 
-    def _check_id(self, name: str, number: int) -> None:
-        """Refuse one id for two names: vLLM would answer with the adapter that came first."""
-        for (other, _), taken in self._ids.items():
-            if taken == number and other != name:
-                text = f"lora_int_id {number} is that of the adapter {other!r}; leave it "
-                text += "out, and one is given"
+    def _check_id(self, name: str, path: str, number: int) -> None:
+        """Refuse one id for two adapters: vLLM would answer with the one that came first."""
+        for other, taken in self._ids.items():
+            loaded = (other[0], number, other[1]) in self._loaded
+            if taken == number and (other[0] != name or (loaded and other[1] != path)):
+                text = f"lora_int_id {number} is that of the adapter {other[0]!r} in {other[1]!r}; "
+                text += "leave it out, and one is given, or replace that by load_inplace=True"
                 raise InvalidRequest.of("lora_int_id", number, text)
 
 

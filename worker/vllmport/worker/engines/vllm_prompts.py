@@ -14,9 +14,10 @@ from vllm.utils.mistral import is_mistral_tokenizer
 
 from vllmport.bridge.errors import InvalidRequest
 from vllmport.worker.engines.vllm_errors import blaming, plain, unknown
+from vllmport.worker.engines.vllm_inputs import prompt_embeddings
 
 _MEDIA = ("multi_modal_data", "multi_modal_uuids", "mm_processor_kwargs")
-_PROMPT_KEYS = frozenset({"prompt", "prompt_token_ids", "cache_salt", *_MEDIA})
+_PROMPT_KEYS = frozenset({"prompt", "prompt_token_ids", "prompt_embeds", "cache_salt", *_MEDIA})
 
 
 def completion_prompt(engine: Any, prompt: Any, args: Mapping[str, Any] | None = None) -> Any:
@@ -25,7 +26,7 @@ def completion_prompt(engine: Any, prompt: Any, args: Mapping[str, Any] | None =
         for name, value in prompt.items():
             if name not in _PROMPT_KEYS:
                 raise unknown("key of a prompt", name, value, _PROMPT_KEYS)
-        prompt = _with_media(prompt)
+        prompt = _with_embeddings(engine, _with_media(prompt))
     renderer = engine.renderer
     with blaming("prompt"):
         parsed = parse_model_prompt(engine.model_config, prompt)
@@ -79,6 +80,19 @@ def detokenize(engine: Any, args: Mapping[str, Any]) -> dict[str, Any]:
         engine.renderer.validate_token_ids(ids, parameter="token_ids")
         skip = bool(args.get("skip_special_tokens", False))
         return {"text": engine.get_tokenizer().decode(ids, skip_special_tokens=skip)}
+
+
+def vocabulary(engine: Any, _args: Mapping[str, Any]) -> dict[str, Any]:
+    """Tell what tokens there are, and which of them are special."""
+    tokenizer = engine.get_tokenizer()
+    special = getattr(tokenizer, "special_tokens_map", {})
+    template = getattr(tokenizer, "chat_template", None)
+    return {
+        "tokens": dict(tokenizer.get_vocab()),
+        "special_tokens": {name: str(it) for name, it in special.items() if isinstance(it, str)},
+        "special_ids": list(tokenizer.all_special_ids),
+        "chat_template": template if isinstance(template, str) else None,
+    }
 
 
 def _chat_params(engine: Any, args: Mapping[str, Any]) -> ChatParams:
@@ -150,6 +164,14 @@ def _with_media(prompt: Mapping[str, Any]) -> dict[str, Any]:
             **prompt,
             "multi_modal_data": {kind: _decoded(kind, data) for kind, data in media.items()},
         }
+
+
+def _with_embeddings(engine: Any, prompt: dict[str, Any]) -> dict[str, Any]:
+    """Turn embeddings, which travel as an array, into a tensor."""
+    given = prompt.pop("prompt_embeds", None)
+    if given is None:
+        return prompt
+    return {**prompt, "prompt_embeds": prompt_embeddings(engine.model_config, given)}
 
 
 def _decoded(kind: str, data: Any) -> Any:

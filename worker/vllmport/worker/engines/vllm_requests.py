@@ -25,6 +25,7 @@ from vllmport.bridge.removed import (
     modern_sampling_params,
 )
 from vllmport.worker.engines.vllm_errors import as_request_error, plain, unknown
+from vllmport.worker.engines.vllm_inputs import check_tokenization
 
 _TOKENS = {"tokenization_kwargs", "mm_processor_kwargs"}
 _TEMPLATE = {
@@ -46,6 +47,7 @@ VERBS: Mapping[str, frozenset[str]] = {
         "tokenize": {"prompt", "add_special_tokens"},
         "detokenize": {"token_ids", "skip_special_tokens"},
         "apply_chat_template": {"messages", *_TEMPLATE, *_TOKENS},
+        "vocabulary": set(),
         "beam_search": {"prompt", "params", "lora_request"},
         "embed": {"prompt", *_POOLING},
         "classify": {"prompt", *_POOLING},
@@ -114,6 +116,8 @@ def check_arguments(verb: str, args: Mapping[str, Any]) -> None:
     for name in _REQUIRED.get(verb, ()):
         if args.get(name) is None:
             raise InvalidRequest.of(name, None, f"{verb} needs {name!r}")
+    if args.get("tokenization_kwargs") is not None:
+        check_tokenization(args["tokenization_kwargs"])
 
 
 def sampling_params(
