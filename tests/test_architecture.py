@@ -41,6 +41,7 @@ PURE = [
             "supervisor/dispatch.py",
             "supervisor/fleet.py",
             "supervisor/load.py",
+            "supervisor/loading.py",
             "supervisor/control.py",
             "supervisor/places.py",
             "supervisor/replacing.py",
@@ -50,6 +51,7 @@ PURE = [
             "client/requests.py",
             "client/results.py",
             "client/params.py",
+            "client/travel.py",
         )
     ),
     PACKAGES["worker"] / "deltas.py",

@@ -22,7 +22,7 @@ class Bench:
         self.it = Loading(stall_timeout)
         self.now = 100.0
         self.effort = Effort(0.0, 0)
-        self.it.watch("w", self.now)
+        self.it.watch("w", "m", self.now)
 
     def look(self, *, cpu: float = 0.0, moved: float = 0) -> str | None:
         """Look again; `cpu` and `moved` are what was done in each second since."""
@@ -73,6 +73,21 @@ def test_threads_that_only_wait_and_a_line_of_a_log_are_no_progress(bench: Bench
 def test_a_child_that_is_gone_with_its_time_is_no_progress(bench: Bench) -> None:
     assert bench.look(cpu=1.0) is None
     assert bench.verdict_after(STALL, cpu=-0.01) is not None
+
+
+def test_workers_of_one_model_get_on_together(bench: Bench) -> None:
+    """One downloads; the others wait for the lock of that, and show nothing."""
+    bench.it.watch("waits", "m", bench.now)
+    bench.it.watch("other", "another model", bench.now)
+    verdicts: dict[str, list[str | None]] = {"waits": [], "other": []}
+    for _ in range(40):
+        assert bench.look(moved=10 * MOVING) is None
+        for worker, said in verdicts.items():
+            said.append(bench.it.look(worker, Effort(1.0, 100), bench.now))
+    assert not any(verdicts["waits"])
+    assert any(verdicts["other"])
+    bench.it.reported("waits")
+    assert bench.verdict_after(STALL - bench.it.interval) is None
 
 
 def test_a_machine_that_stood_still_does_not_count(bench: Bench) -> None:

@@ -282,6 +282,12 @@ def test_options_and_environments_of_the_command(endpoint: str, tmp_path: Path) 
         (model,) = found["models"]
         assert (model["replicas"], model["engine_args"]) == (2, {"step_delay": 0.001})
     assert vllmport("serve", "-o", "replicas=2").returncode == 2
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text('[environments.prod.models.a]\nmodel = "m"\npreset = "throughputt"\n')
+    for command in ("serve", ("config", "show")):
+        done = vllmport(*([command] if isinstance(command, str) else command), str(wrong))
+        assert done.returncode == 1
+        assert "in [environments.prod]: [models.a] preset is one of throughput" in done.stderr
     said = vllmport("setup", "--engine", "cpu", "--dry-run").stdout
     assert "-m pip install torch==" in said
     assert "[cpu]" in said

@@ -102,11 +102,14 @@ def serve(
     """Run a pool until SIGTERM; CONFIG is a pool.toml. A second SIGTERM stops it at once."""
     from vllmport.pool.client.launch import new_run_dir
     from vllmport.pool.config import load_config
+    from vllmport.pool.config_models import local
 
     given = cli_config.engine_options(options)
     if given and not models:
         raise click.UsageError("--option needs --model")
-    overrides: dict[str, Any] = {"models": {name: {"model": name, **given} for name in models}}
+    here = Path.cwd()  # paths in the file count from its folder
+    named = {name: {"model": local(name, here), **given} for name in models}
+    overrides: dict[str, Any] = {"models": named}
     overrides |= {"endpoint": endpoint} if endpoint else {}
     overrides |= {"environment": environment} if environment else {}
     settings = load_config(config, overrides)

@@ -271,7 +271,7 @@ def load_config(source: Any, overrides: Mapping[str, Any]) -> PoolConfig:
         return settings
 
     settings = settled(chosen)
-    for other in environments.keys() - {chosen}:
+    for other in sorted(environments.keys() - {chosen}):
         try:
             settled(other)
         except InvalidRequest as exc:

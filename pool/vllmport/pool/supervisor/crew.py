@@ -171,10 +171,12 @@ class Crew:
 
     def on_spawned(self, worker: str, pid: int) -> None:
         """Take note of a process that exists."""
-        self._loading.watch(worker, time.monotonic())
+        now = time.monotonic()
         if worker in self._standbys:
-            self._standbys.spawned(worker, pid, time.monotonic())
+            self._loading.watch(worker, worker, now)
+            self._standbys.spawned(worker, pid, now)
         else:
+            self._loading.watch(worker, self._fleet.workers[worker].model, now)
             self._fleet.spawned(worker, pid)
 
     def on_exited(self, worker: str, cause: str) -> None:
@@ -237,7 +239,7 @@ class Crew:
             case Grant(worker), Adopt():
                 self._fleet.spawning(worker, now)
                 self._fleet.registered(worker, now)
-                self._loading.watch(worker, now)
+                self._loading.watch(worker, self._fleet.workers[worker].model, now)
                 self.load(worker, decision.env)
             case Refusal(worker, error), Spawn():
                 self._fleet.failed(worker, error)

@@ -1,7 +1,8 @@
 """Decides whether a worker that loads still gets on: does it report, compute, or move bytes?
 
 Pure. Loading may take as long as it makes progress: a download, a compilation, a large checkpoint.
-A process that shows nothing of the three for `load_stall_timeout` will not come up any more.
+A process that shows nothing of the three for `load_stall_timeout` will not come up any more. Those
+of one model get on together: one downloads, and the others wait for its lock.
 """
 
 import math
@@ -29,6 +30,7 @@ class Effort(NamedTuple):
 
 @dataclass(slots=True)
 class _Watched:
+    model: str
     seen: Effort
     seen_at: float
     idle: float = 0.0
@@ -47,15 +49,15 @@ class Loading:
         self._watched: dict[str, _Watched] = {}
         self._due = math.inf
 
-    def watch(self, worker: str, now: float) -> None:
-        """Watch a process from now on: it has been started."""
-        self._watched[worker] = _Watched(Effort(0.0, 0), now)
+    def watch(self, worker: str, model: str, now: float) -> None:
+        """Watch a process from now on: it has been started, and loads this model."""
+        self._watched[worker] = _Watched(model, Effort(0.0, 0), now)
         self._due = min(self._due, now + self.interval)
 
     def reported(self, worker: str) -> None:
         """It said how far it has come."""
         if worker in self._watched:
-            self._watched[worker].idle = 0.0
+            self._got_on(self._watched[worker].model)
 
     def forget(self, worker: str) -> None:
         """Watch it no more: it stands, or it has ended."""
@@ -78,7 +80,7 @@ class Loading:
         moved = effort.moved - before.moved > MOVING * elapsed
         watched.seen, watched.seen_at = effort, now
         if computed or moved:
-            watched.idle = 0.0
+            self._got_on(watched.model)
             return None
         watched.idle += min(elapsed, 2 * self.interval)  # the machine itself may have stood still
         if watched.idle < self._stall_timeout:
@@ -87,3 +89,8 @@ class Loading:
             f"stalled while loading: for {watched.idle:.1f} s it reported nothing, did not compute "
             f"and moved no data; the limit is load_stall_timeout = {self._stall_timeout:g}"
         )
+
+    def _got_on(self, model: str) -> None:
+        for watched in self._watched.values():
+            if watched.model == model:
+                watched.idle = 0.0
