@@ -394,8 +394,8 @@ def test_receive_is_called_when_a_deadline_comes(driven: Driven) -> None:
         ({"max_modl_len": 5}, "max_modl_len", "did you mean 'max_model_len'"),
         ({"dtype": "int3"}, "dtype", "float16"),
         ({"kv_cache_dtype": "int8"}, "kv_cache_dtype", "fp8"),
-        ({"quantization": "nope"}, "", "nope"),
-        ({"max_model_len": 10**6}, "", "max_model_len"),
+        ({"quantization": "nope"}, "quantization", "nope"),
+        ({"max_model_len": 10**6}, "max_model_len", "max_model_len"),
         ({"model": "/nowhere"}, "model", "nothing at"),
     ],
 )
