@@ -133,7 +133,7 @@ def test_the_effort_of_a_process_has_its_bytes_and_the_time_of_children_that_end
         assert process.stdout.readline() == b"done\n"
         found = effort([process.pid])
         process.stdin.close()
-    assert found.cpu > 0.5
+    assert found.cpu > 0.4, "counted in ticks"
     assert found.moved >= 300_000
 
 
