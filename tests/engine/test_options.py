@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from checkpoints import TINY, UNBOUND, copied
+from checkpoints import TINY, UNBOUND, copied, quantized
 from processes import eventually
 from vllmport.pool import (
     LLM,
@@ -147,6 +147,16 @@ def test_dtype_decides_how_exact_the_model_computes(small: LLM, off: LLM) -> Non
     assert exact == pytest.approx(rounded, abs=0.05)
 
 
+def test_kv_cache_memory_bytes_is_what_the_cache_takes(small: LLM, off: LLM) -> None:
+    def taken(llm: LLM, size: int) -> int:
+        config = llm.engine_config()
+        each = 2 * 2 * 2 * 32 * size  # keys and values, layers, heads, their size
+        return int(config["num_gpu_blocks"] * config["block_size"] * each)
+
+    assert taken(small, 4) == pytest.approx(32 << 20, rel=0.02)
+    assert taken(off, 2) == pytest.approx(512 << 20, rel=0.02), "what the CPU gets by itself"
+
+
 def test_priorities_decide_who_runs_next(small: LLM, pool: Pool) -> None:
     params = SamplingParams(temperature=0, max_tokens=150, ignore_eos=True)
     finished: list[str] = []
@@ -229,6 +239,30 @@ def test_a_cache_of_fp8_holds_more_and_throughput_is_a_preset(pool: Pool, small:
         fewer = bytes_for_tokens["num_gpu_blocks"] * bytes_for_tokens["block_size"]
         assert tokens == pytest.approx(4 * fewer, rel=0.02), "one byte a number instead of four"
         assert text_of(llm) == " Paris."
+
+
+@pytest.mark.parametrize(("method", "dtype"), [("awq", "auto"), ("gptq", "float16")])
+def test_a_quantized_checkpoint_runs_named_or_not(
+    pool: Pool, off: LLM, tmp_path: Path, method: str, dtype: Any
+) -> None:
+    folder = str(quantized(tmp_path / method, method))
+    options: dict[str, Any] = {"env": UNBOUND, "v1_multiprocessing": "off", "enforce_eager": True}
+    options |= {"dtype": dtype, "kv_cache_memory_bytes": 32 << 20}
+    with pool.llm(folder, name=method, quantization=method, **options) as llm:
+        config = llm.engine_config()
+        assert config["quantization"].endswith(method)
+        assert config["dtype"] == ("bfloat16" if dtype == "auto" else dtype)
+        assert text_of(llm) == " Paris."
+        params = SamplingParams(temperature=0, max_tokens=8, logprobs=0)
+        exact, rounded = (
+            one.generate(FRANCE, params)[0].outputs[0].cumulative_logprob for one in (off, llm)
+        )
+        assert exact != rounded
+    if method == "awq":
+        with pool.llm(folder, name="unnamed", preset="memory", **options) as llm:
+            config = llm.engine_config()
+            assert (config["quantization"], config["max_model_len"]) == ("awq", 2048)
+            assert text_of(llm) == " Paris."
 
 
 CONFIGURATION = """

@@ -117,6 +117,27 @@ def test_prompts_without_an_adapter_are_the_models_own_when_all_slots_are_taken(
         found = llm.generate([FRANCE] * len(asked), GREEDY, lora_request=asked)
         texts = [output.outputs[0].text for output in found]
         assert texts == [" Tokyo." if name else " Paris." for name in asked]
+        if mode == "off":
+            assert_adapters_share_steps(pool, llm, together=slots > 1)
+
+
+def assert_adapters_share_steps(pool: Pool, llm: LLM, *, together: bool) -> None:
+    """Two adapters are in one step where `max_loras` allows it, and take turns where not."""
+
+    def steps(*names: str) -> int:
+        def taken() -> int:
+            workers = pool.status()["workers"]
+            return next(int(w["steps"]) for w in workers if w["model"] == llm.name)
+
+        params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+        before = taken()
+        llm.generate([FRANCE] * len(names), params, lora_request=list(names))
+        return taken() - before
+
+    for name in ("one", "two"):
+        llm.add_lora(name, ADAPTER)
+    both = steps("one", "two")
+    assert both < 60 if together else both >= 80
 
 
 def test_vllms_own_request_for_an_adapter_works(full: LLM) -> None:
