@@ -75,8 +75,8 @@ def test_the_pauses_of_a_stream(which: int) -> None:
     def decides(given: Names) -> str:
         settings = {pool: 2.0} if pool in given else {}
         timeouts = load_config({"timeouts": settings}, {}).timeouts.to_timeouts()
-        asked = [None, None]
-        asked[which] = 1.0 if call in given else None  # type: ignore[call-overload]
+        asked: list[float | None] = [None, None]
+        asked[which] = 1.0 if call in given else None
         return {1.0: call, 2.0: pool, math.inf: "no limit"}[timeouts.pauses(*asked)[which]]
 
     rows = documented("a stream's pauses: the first that is given")
