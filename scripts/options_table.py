@@ -131,7 +131,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row("max_loras", "1, 2", RUNS, SLOTS),
     Row("lora_extra_vocab_size", "", DROPPED, RESOLVED),
-    Row("loras", "", RUNS, "test_an_adapter_declared_with_the_model_is_known_to_everybody"),
+    Row("loras", "", RUNS, PAGES),
     Row("guided_decoding_backend", "outlines", TRANSLATED, BACKENDS),
     Row("structured_outputs_config", "xgrammar", RUNS, CONSTRAINED),
     Row(

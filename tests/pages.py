@@ -93,7 +93,7 @@ def run_page(page: Page, folder: Path) -> list[str]:
         [sys.executable, "-W", "ignore", "-c", "\n".join(parts)],
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=900,
         check=False,
         cwd=folder,
         env=environment({"VLLM_CPU_OMP_THREADS_BIND": "nobind"}),

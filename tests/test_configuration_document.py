@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.vllm
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1000)
 @pytest.mark.filterwarnings("ignore")  # transformers' own, while it makes a model
 @pytest.mark.parametrize("name", ["configuration.md", "calls.md"])
 def test_what_the_programs_of_a_page_print_stands_beside_them(name: str, folder: Path) -> None:

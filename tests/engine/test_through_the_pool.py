@@ -250,14 +250,6 @@ def test_what_can_never_load_is_refused_by_name(
     assert text_of(off.generate(FRANCE, GREEDY)) == " Paris."
 
 
-def test_a_hub_name_without_a_hub_says_what_to_do(pool: Pool) -> None:
-    offline = {"HF_HUB_OFFLINE": "1"}
-    with pytest.raises((StartupFailed, InvalidRequest)) as caught:
-        pool.llm("no-such-org/no-such-model", env=offline)
-    assert "no-such-org/no-such-model" in str(caught.value)
-    assert "alias" in str(caught.value)
-
-
 # Deaths.
 
 

@@ -159,14 +159,6 @@ def test_what_would_end_an_engine_with_adapters_is_refused(full: LLM) -> None:
     assert text_of(full.generate(FRANCE, GREEDY)) == " Paris."
 
 
-def test_an_adapter_declared_with_the_model_is_known_to_everybody(pool: Pool) -> None:
-    with pool.llm(
-        "tiny", name="declared", loras={"swapped": ADAPTER}, enable_lora=True, max_lora_rank=8
-    ) as llm:
-        assert text_of(llm.generate(FRANCE, GREEDY, lora_request="swapped")) == " Tokyo."
-        assert text_of(llm.generate(FRANCE, GREEDY)) == " Paris."
-
-
 def test_a_model_without_adapters_says_so(off: LLM) -> None:
     error = refusal(lambda: off.generate(FRANCE, GREEDY, lora_request=LoRARequest("a", 1, ADAPTER)))
     assert "enable_lora=True" in str(error)
