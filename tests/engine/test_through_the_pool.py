@@ -20,7 +20,6 @@ from vllmport.pool import (
     Pool,
     RequestOutput,
     SamplingParams,
-    StartupFailed,
     WorkerLost,
 )
 
