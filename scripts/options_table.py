@@ -233,6 +233,12 @@ ROWS: tuple[Row, ...] = (
         "test_media_reach_the_engine_as_bytes",
     ),
     Row(
+        "multi_modal_data",
+        "audio, CPU build",
+        REFUSED,
+        "test_audio_has_no_decoder_in_the_cpu_build",
+    ),
+    Row(
         "apply_model",
         "and others of vllm.LLM that cannot travel",
         REFUSED,

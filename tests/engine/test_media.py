@@ -1,6 +1,7 @@
 """Images on real vLLM: a small model with eyes sees what was sent, byte for byte."""
 
 import base64
+import importlib.util
 import io
 from collections.abc import Iterator
 from typing import Any
@@ -105,3 +106,19 @@ def test_prepared_pictures_are_forgotten_when_told(eyes: LLM) -> None:
     before = certainty(seen(eyes, file("green")))
     eyes.reset_mm_cache()
     assert certainty(seen(eyes, file("green"))) == before
+
+
+def test_a_file_that_is_no_video_is_refused_by_its_decoder(eyes: LLM) -> None:
+    prompt = {"prompt": FRANCE, "multi_modal_data": {"video": b"no video"}}
+    with pytest.raises(InvalidRequest, match="Could not open video"):
+        eyes.generate(prompt, GREEDY)
+
+
+@pytest.mark.skipif(
+    any(map(importlib.util.find_spec, ("soundfile", "av"))), reason="a decoder is installed here"
+)
+def test_audio_has_no_decoder_in_the_cpu_build(eyes: LLM) -> None:
+    prompt = {"prompt": FRANCE, "multi_modal_data": {"audio": b"RIFF"}}
+    with pytest.raises(EngineError, match="PackageNotFoundError"):
+        eyes.generate(prompt, GREEDY)
+    assert eyes.generate(FRANCE, GREEDY)[0].outputs[0].text == " Paris."
