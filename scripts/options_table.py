@@ -169,6 +169,13 @@ ROWS: tuple[Row, ...] = (
     Row("token_timeout", "", RUNS, "test_a_pause_between_tokens_ends_the_stream"),
     Row("first_token", "", RUNS, "test_the_pauses_of_a_stream"),
     Row("between_tokens", "", RUNS, "test_a_pause_between_tokens_ends_the_stream"),
+    Row(
+        "load_stall_timeout",
+        "",
+        RUNS,
+        "test_a_load_that_sleeps_is_ended_after_the_stall_timeout",
+    ),
+    Row("load_timeout", "", RUNS, "test_a_load_may_have_a_limit_of_its_own_for_all_of_it"),
     Row("priority", "", RUNS, "test_priorities_decide_who_runs_next"),
     Row(
         "v1_multiprocessing",

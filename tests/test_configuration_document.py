@@ -1,6 +1,7 @@
 """The pages on configuration say what is so: programs run, files say the same, tables are true."""
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from checkpoints import TINY, quantized, seeing
 from pages import Page, expected, parsed, run_page, settings_of
 from vllmport.bridge.removed import (
+    _ENGINE,
     ACTIVATIONS,
     GUIDED,
     REFUSED_ENGINE,
@@ -22,6 +24,7 @@ from vllmport.bridge.removed import (
 from vllmport.bridge.timeouts import LIBRARY_PROFILE, PROFILES
 from vllmport.pool import InvalidRequest, PoolingParams, SamplingParams
 from vllmport.pool.config import load_config
+from vllmport.pool.plan import Policy
 from vllmport.pool.presets import PRESETS
 
 PLACES = {
@@ -122,6 +125,13 @@ def test_the_profiles_are_those_of_the_code() -> None:
     assert default == LIBRARY_PROFILE
 
 
+def test_the_limits_of_a_load_are_those_of_the_code() -> None:
+    rows = CONFIGURATION.tables("limit of a load", "seconds", "what it ends")
+    policy = asdict(Policy())
+    assert len(rows) == sum(name.startswith("load_") for name in policy)
+    assert all(policy[name.strip("`")] == float(seconds) for name, seconds, _ in rows)
+
+
 def test_the_presets_are_those_of_the_code() -> None:
     rows = CONFIGURATION.tables("preset", "engine arguments")
     assert len(rows) == len(PRESETS)
@@ -138,7 +148,7 @@ def names(cell: str) -> list[str]:
 
 
 def test_removed_options_of_a_model_are_treated_as_the_page_says() -> None:
-    values = {"guided_decoding_backend": "outlines", "task": "embed"}
+    values = {"task": "embed", "enable_lora_bias": False, "scheduler_delay_factor": 0}
     named: set[str] = set()
     for option, happens in CONFIGURATION.tables("option of a model", "what happens"):
         first, *others = names(option)
@@ -155,9 +165,8 @@ def test_removed_options_of_a_model_are_treated_as_the_page_says() -> None:
             assert len(notes) == 1
             assert bool(modern) == happens.startswith("becomes")
             assert modern.keys() <= {*names(happens), *re.findall(r"`(\w+)=", happens)}
-    kept = {"swap_space", "lora_extra_vocab_size", "guided_decoding_backend", "task"}
-    assert kept <= named
-    assert named - kept <= REFUSED_ENGINE.keys()
+    assert _ENGINE.keys() <= named
+    assert named - _ENGINE.keys() <= REFUSED_ENGINE.keys()
 
 
 def outcome(call: Any) -> str:
