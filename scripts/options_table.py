@@ -73,6 +73,7 @@ ROWS: tuple[Row, ...] = (
     Row("dtype", "auto, float32", RUNS, "test_dtype_decides_how_exact_the_model_computes"),
     Row("dtype", "float16", RUNS, QUANTIZED),
     Row("dtype", "bfloat16", RUNS, FP8),
+    Row("dtype", "one of torch's", RUNS, "test_a_type_of_torch_is_as_good_as_its_name"),
     Row("max_model_len", "", RUNS, "test_max_model_len_refuses_one_token_more"),
     Row("trust_remote_code", "false, true", RUNS, TRUSTED),
     Row(
@@ -142,6 +143,13 @@ ROWS: tuple[Row, ...] = (
     ),
     Row("structured_outputs", "every kind", RUNS, CONSTRAINED),
     Row("guided_decoding_params", "and guided_… of a map", TRANSLATED, CONSTRAINED),
+    Row(
+        "enable_prompt_embeds",
+        "",
+        RUNS,
+        "test_embeddings_of_a_prompt_are_answered_like_the_prompt",
+    ),
+    Row("tokenization_kwargs", "", RUNS, "test_how_to_tokenize_is_done_as_told"),
     Row("runner", "pooling", RUNS, "test_embeddings_and_scores_are_the_same"),
     Row("convert", "embed", RUNS, "test_embeddings_and_scores_are_the_same"),
     Row("enforce_eager", "", RUNS, RESOLVED),
@@ -166,7 +174,7 @@ ROWS: tuple[Row, ...] = (
     Row("timeout", "", RUNS, "test_a_deadline_stops_the_engine_and_says_how_far_it_came"),
     Row("timeout_profile", "", RUNS, PAGES),
     Row("first_token_timeout", "", RUNS, PAUSES),
-    Row("token_timeout", "", RUNS, "test_a_pause_between_tokens_ends_the_stream"),
+    Row("token_timeout", "", RUNS, PAUSES),
     Row("first_token", "", RUNS, "test_the_pauses_of_a_stream"),
     Row("between_tokens", "", RUNS, "test_a_pause_between_tokens_ends_the_stream"),
     Row(
@@ -189,6 +197,12 @@ ROWS: tuple[Row, ...] = (
     Row("HF_TOKEN", "and shown to nobody", RUNS, VARIABLES),
     Row("CUDA_VISIBLE_DEVICES", "reaches the worker", RUNS, VARIABLES),
     Row("VLLM_LOGGING_LEVEL", "", RUNS, VARIABLES),
+    Row(
+        "VLLM_WORKER_MULTIPROC_METHOD",
+        "the user's holds, and is told",
+        RUNS,
+        "test_what_was_overridden_in_the_environment_is_said",
+    ),
     Row(
         "VLLM_USE_MODELSCOPE",
         "without modelscope",
