@@ -11,12 +11,11 @@ from typing import Any
 import psutil
 import pytest
 
-from checkpoints import TINY, UNBOUND, copied
+from checkpoints import TINY, UNBOUND, copied, quantized
 from processes import eventually
 from vllmport.pool import (
     LLM,
     DeadlineExceeded,
-    GpuMemoryUtilization,
     InvalidRequest,
     KVCacheTooSmall,
     Pool,
@@ -148,6 +147,16 @@ def test_dtype_decides_how_exact_the_model_computes(small: LLM, off: LLM) -> Non
     assert exact == pytest.approx(rounded, abs=0.05)
 
 
+def test_kv_cache_memory_bytes_is_what_the_cache_takes(small: LLM, off: LLM) -> None:
+    def taken(llm: LLM, size: int) -> int:
+        config = llm.engine_config()
+        each = 2 * 2 * 2 * 32 * size  # keys and values, layers, heads, their size
+        return int(config["num_gpu_blocks"] * config["block_size"] * each)
+
+    assert taken(small, 4) == pytest.approx(32 << 20, rel=0.02)
+    assert taken(off, 2) == pytest.approx(512 << 20, rel=0.02), "what the CPU gets by itself"
+
+
 def test_priorities_decide_who_runs_next(small: LLM, pool: Pool) -> None:
     params = SamplingParams(temperature=0, max_tokens=150, ignore_eos=True)
     finished: list[str] = []
@@ -242,6 +251,25 @@ def test_a_cache_of_fp8_holds_more_and_throughput_is_a_preset(pool: Pool, small:
         assert text_of(llm) == " Paris."
 
 
+@pytest.mark.parametrize(("method", "dtype"), [("awq", "auto"), ("gptq", "float16")])
+def test_a_quantized_checkpoint_runs(
+    pool: Pool, off: LLM, tmp_path: Path, method: str, dtype: Any
+) -> None:
+    folder = str(quantized(tmp_path / method, method))
+    options: dict[str, Any] = {"env": UNBOUND, "v1_multiprocessing": "off", "enforce_eager": True}
+    options |= {"dtype": dtype, "kv_cache_memory_bytes": 32 << 20}
+    with pool.llm(folder, name=method, quantization=method, **options) as llm:
+        config = llm.engine_config()
+        assert config["quantization"].endswith(method)
+        assert config["dtype"] == ("bfloat16" if dtype == "auto" else dtype)
+        assert text_of(llm) == " Paris."
+        params = SamplingParams(temperature=0, max_tokens=8, logprobs=0)
+        exact, rounded = (
+            one.generate(FRANCE, params)[0].outputs[0].cumulative_logprob for one in (off, llm)
+        )
+        assert exact != rounded
+
+
 CONFIGURATION = """
 import os
 from pathlib import Path
@@ -274,10 +302,19 @@ def test_code_that_comes_with_a_model_runs_only_if_trusted(pool: Pool, tmp_path:
         enforce_eager=True,
         trust_remote_code=True,
         preset="memory",
+        gpu_memory_utilization=1.0,
     ) as llm:
         assert mark.exists()
         assert text_of(llm) == " Paris."
-        assert llm.engine_config()["max_model_len"] == 2048
+        config = llm.engine_config()
+        assert (config["max_model_len"], config["gpu_memory_utilization"]) == (2048, 1.0)
+
+
+def test_gpu_memory_utilization_is_no_share_of_main_memory(off: LLM) -> None:
+    """VLLM's CPU build would want nine tenths of the machine to be free, and take them."""
+    config = off.engine_config()
+    assert config["gpu_memory_utilization"] > 0.8
+    assert config["kv_cache_memory_bytes"] == 512 << 20
 
 
 def test_tensor_parallelism_makes_two_workers(pool: Pool) -> None:
@@ -347,11 +384,4 @@ def test_an_adapter_of_a_higher_rank_is_refused(pool: Pool) -> None:
         assert llm.engine_config()["max_lora_rank"] == 1
         with pytest.raises(InvalidRequest, match="rank"):
             llm.generate(FRANCE, GREEDY, lora_request=adapter)
-        assert text_of(llm) == " Paris."
-
-
-def test_memory_that_is_not_free_is_named(pool: Pool) -> None:
-    """On the CPU a size in bytes switches the share off; without one it would be claimed."""
-    assert issubclass(GpuMemoryUtilization, StartupFailed)
-    with pool.llm("tiny", name="share", env=UNBOUND, gpu_memory_utilization=1.0) as llm:
         assert text_of(llm) == " Paris."

@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -22,12 +21,10 @@ from vllmport.pool import (
     Pool,
     RequestOutput,
     SamplingParams,
-    StartupFailed,
     WorkerLost,
 )
 from vllmport.pool.client.llm import run_call
 from vllmport.pool.client.requests import call_for
-from vllmport.pool.config import tiny_model_path
 
 pytestmark = pytest.mark.vllm
 
@@ -127,14 +124,6 @@ def test_a_stop_string_is_named(llm: LLM) -> None:
     params = SamplingParams(temperature=0, max_tokens=20, stop=[" 8"])
     (result,) = llm.generate("1 2 3 4 5", params)
     assert (result.outputs[0].finish_reason, result.outputs[0].stop_reason) == ("stop", " 8")
-
-
-def test_an_adapter_changes_the_answer_of_its_request_alone(pool: Pool) -> None:
-    path = str(Path(tiny_model_path()) / "lora-swapped")
-    adapter = {"lora_name": "swapped", "lora_int_id": 1, "lora_path": path}
-    with pool.llm("tiny", name="lora", enable_lora=True, max_lora_rank=8) as llm:
-        assert text_of(llm.generate(FRANCE, GREEDY, lora_request=adapter)) == " Tokyo."
-        assert text_of(llm.generate(FRANCE, GREEDY)) == " Paris."
 
 
 def test_the_drop_in_needs_no_pool() -> None:
@@ -279,27 +268,6 @@ def test_what_can_never_load_is_refused_by_name(
     assert parameter in (caught.value.parameter, *caught.value.parameter.split("."))
     assert caught.value.details.get("interpreter") or parameter != "model", "a worker looked"
     assert text_of(off.generate(FRANCE, GREEDY)) == " Paris."
-
-
-def test_a_hub_name_without_a_hub_says_what_to_do(pool: Pool) -> None:
-    offline = {"HF_HUB_OFFLINE": "1"}
-    with pytest.raises((StartupFailed, InvalidRequest)) as caught:
-        pool.llm("no-such-org/no-such-model", env=offline)
-    assert "no-such-org/no-such-model" in str(caught.value)
-    assert "alias" in str(caught.value)
-
-
-def test_an_alias_lets_the_guides_name_and_memory_values_start() -> None:
-    with Pool(aliases={"facebook/opt-125m": tiny_model_path()}) as pool:
-        llm = pool.llm(
-            "facebook/opt-125m",
-            v1_multiprocessing="off",
-            dtype="auto",
-            max_model_len=4096,
-            gpu_memory_utilization=0.9,
-        )
-        assert text_of(llm.generate(FRANCE, GREEDY)) == " Paris."
-        assert llm.engine_config()["max_model_len"] == 4096
 
 
 # Deaths.

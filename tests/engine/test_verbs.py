@@ -118,6 +118,27 @@ def test_prompts_without_an_adapter_are_the_models_own_when_all_slots_are_taken(
         found = llm.generate([FRANCE] * len(asked), GREEDY, lora_request=asked)
         texts = [output.outputs[0].text for output in found]
         assert texts == [" Tokyo." if name else " Paris." for name in asked]
+        if mode == "off":
+            assert_adapters_share_steps(pool, llm, together=slots > 1)
+
+
+def assert_adapters_share_steps(pool: Pool, llm: LLM, *, together: bool) -> None:
+    """Two adapters are in one step where `max_loras` allows it, and take turns where not."""
+
+    def steps(*names: str) -> int:
+        def taken() -> int:
+            workers = pool.status()["workers"]
+            return next(int(w["steps"]) for w in workers if w["model"] == llm.name)
+
+        params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+        before = taken()
+        llm.generate([FRANCE] * len(names), params, lora_request=list(names))
+        return taken() - before
+
+    for name in ("one", "two"):
+        llm.add_lora(name, ADAPTER)
+    both = steps("one", "two")
+    assert both < 60 if together else both >= 80
 
 
 def test_vllms_own_request_for_an_adapter_works(full: LLM, tmp_path: Path) -> None:
@@ -146,14 +167,6 @@ def test_what_would_end_an_engine_with_adapters_is_refused(full: LLM) -> None:
     deadly = SamplingParams(n=2, temperature=1, max_tokens=4, prompt_logprobs=1)
     assert refusal(lambda: full.generate(FRANCE, deadly)).parameter == "prompt_logprobs"
     assert text_of(full.generate(FRANCE, GREEDY)) == " Paris."
-
-
-def test_an_adapter_declared_with_the_model_is_known_to_everybody(pool: Pool) -> None:
-    with pool.llm(
-        "tiny", name="declared", loras={"swapped": ADAPTER}, enable_lora=True, max_lora_rank=8
-    ) as llm:
-        assert text_of(llm.generate(FRANCE, GREEDY, lora_request="swapped")) == " Tokyo."
-        assert text_of(llm.generate(FRANCE, GREEDY)) == " Paris."
 
 
 def test_a_model_without_adapters_says_so(off: LLM) -> None:

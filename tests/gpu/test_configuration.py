@@ -4,10 +4,12 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from checkpoints import quantized
 from processes import eventually
 from vllmport.pool import (
     LLM,
@@ -96,3 +98,56 @@ def test_quantization_while_loading(pool: Pool) -> None:
     with pool.llm("tiny", name="fp8", quantization="fp8", gpu_memory_utilization=0.2) as llm:
         assert llm.engine_config()["quantization"] == "fp8"
         assert llm.generate(FRANCE, GREEDY)[0].outputs[0].token_ids
+
+
+def test_a_checkpoint_of_four_bits_runs_on_a_gpu(pool: Pool, tmp_path: Path) -> None:
+    folder = str(quantized(tmp_path / "awq", "awq"))
+    with pool.llm(folder, name="awq", quantization="awq", gpu_memory_utilization=0.2) as llm:
+        assert "awq" in llm.engine_config()["quantization"]
+        assert text_of(llm) == " Paris."
+
+
+def test_a_cache_of_fp8_holds_twice_as_much(pool: Pool) -> None:
+    tokens = {}
+    for kind in ("auto", "fp8"):
+        with pool.llm(
+            "tiny", name=f"cache-{kind}", kv_cache_dtype=kind, kv_cache_memory_bytes=64 << 20
+        ) as llm:
+            config = llm.engine_config()
+            tokens[kind] = config["num_gpu_blocks"] * config["block_size"]
+            assert llm.generate(FRANCE, GREEDY)[0].outputs[0].token_ids
+    assert tokens["fp8"] == pytest.approx(2 * tokens["auto"], rel=0.05)
+
+
+def test_offloaded_weights_are_not_in_the_memory_of_the_gpu(pool: Pool) -> None:
+    """A gigabyte of weights that nobody trained: only where they lie is of interest."""
+    wide = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 8}
+    options: dict[str, Any] = {"load_format": "dummy", "hf_overrides": wide}
+    before, used = read_gpus()[0].used, {}
+    for size in (0, 1):
+        with pool.llm(
+            "tiny",
+            name=f"offload-{size}",
+            cpu_offload_gb=size,
+            kv_cache_memory_bytes=GIB,
+            **options,
+        ) as llm:
+            assert llm.generate(FRANCE, GREEDY)[0].outputs[0].token_ids
+            used[size] = read_gpus()[0].used
+        eventually(lambda: read_gpus()[0].used < before + GIB, 120)
+    assert used[0] - used[1] > GIB // 2
+
+
+@pytest.mark.parametrize("executor", ["mp", "ray"])
+@pytest.mark.parametrize("split", ["tensor_parallel_size", "pipeline_parallel_size"])
+def test_a_model_is_spread_across_gpus(pool: Pool, split: str, executor: str) -> None:
+    if len(read_gpus()) < 2:
+        pytest.skip("there is one GPU here")
+    if executor == "ray" and importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed here")
+    before = [gpu.used for gpu in read_gpus()]
+    options: dict[str, Any] = {split: 2, "distributed_executor_backend": executor}
+    with pool.llm("tiny", name=f"{split}-{executor}", gpu_memory_utilization=0.2, **options) as llm:
+        assert text_of(llm) == " Paris."
+        used = [gpu.used - was for gpu, was in zip(read_gpus(), before, strict=True)]
+        assert sum(more > GIB for more in used) == 2
