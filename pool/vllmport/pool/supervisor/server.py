@@ -211,6 +211,7 @@ class Supervisor:
             open_calls = self._dispatcher.open_calls
             self._events.add("pool.stopping", drain=drain, open_calls=open_calls)
             self._fleet.stop(now)
+            self._crew.models_changed(now)  # no standby is of use any more
             policy = self._plan.policy
             self._deadline = now + policy.drain_timeout + policy.stop_timeout
         if not drain:
