@@ -12,7 +12,17 @@ from unittest.mock import Mock
 import pytest
 
 from vllmport.bridge import limits, universal
-from vllmport.bridge.codec import ITEM_SIZES, MAX_OUTLINE, Array, Ext, Packed, Ref, Symbol, pack, unpack
+from vllmport.bridge.codec import (
+    ITEM_SIZES,
+    MAX_OUTLINE,
+    Array,
+    Ext,
+    Packed,
+    Ref,
+    Symbol,
+    pack,
+    unpack,
+)
 from vllmport.bridge.errors import ERRORS
 from vllmport.bridge.events import EVENTS
 from vllmport.bridge.messages import (
