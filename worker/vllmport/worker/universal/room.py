@@ -73,6 +73,7 @@ class Room:
         self._post = post
         self._lock = threading.Lock()
         self._loop = asyncio.new_event_loop()
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds them weakly
         name = f"session {session}"[:15]
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -115,11 +116,14 @@ class Room:
         self._loop.close()
 
     def _begin(self, job: Job) -> None:
-        with self._lock:
-            if not job.dropped:
-                job.task = self._loop.create_task(self._do(job))
+        self._tasks.add(task := self._loop.create_task(self._do(job)))
+        task.add_done_callback(self._tasks.discard)
 
     async def _do(self, job: Job) -> None:
+        with self._lock:
+            if job.dropped:
+                return
+            job.task = asyncio.current_task()
         try:
             packed = pack([await self._result(job)])
         except asyncio.CancelledError as exc:
