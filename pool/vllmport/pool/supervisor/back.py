@@ -15,6 +15,7 @@ from vllmport.bridge.messages import (
     Bye,
     End,
     Error,
+    Holds,
     Items,
     Message,
     Pong,
@@ -69,6 +70,7 @@ class Back:
             Pong: lambda w, m, frames, _: control.pong(w, m.token, unpack(frames[1])),
             Progress: self._on_progress,
             Ready: self._on_ready,
+            Holds: lambda w, m, _f, _: dispatcher.holds(w, m),
         }
 
     def on_messages(self) -> None:

@@ -143,8 +143,12 @@ class Desk:
         if room is None:
             return
         for key, call in list(self._calls.items()):
-            if call.session == session and room.give_up(call.job):
-                self._end(key, None, Cancelled("the session has ended", phase="running"))
+            if call.session == session:
+                over = Cancelled("the session has ended", phase="running")
+                if room.give_up(call.job):
+                    self._end(key, None, over)
+                else:
+                    call.error = call.error or over
         room.close()
         self._told.discard(session)
 
