@@ -480,7 +480,7 @@ def test_hexadecimal_examples(name: str) -> None:
 def test_roles() -> None:
     rows = table("role", "verbs of the pool", "verbs of an engine")
     assert [code(role) for role, *_ in rows] == list(Role)
-    ((_, of_pool, of_engine), _) = rows
+    ((_, of_pool, of_engine), *_) = rows
     named = set(codes(of_pool)) - {"name", "model"}
     assert named == CALL_POOL_VERBS
     assert set(codes(of_engine)) == CALL_ENGINE_VERBS

@@ -568,7 +568,7 @@ class Dispatcher:
 
     def _refill(self, worker: str, now: float) -> None:
         queue = self._models.get(self._model_of.get(worker, ""))
-        if queue is not None and queue.heap:
+        if queue is not None and queue.waiting:
             self._dispatch(queue, now)
 
     def _answer(self, call: OpenCall, error: VllmportError, event: CallEvent) -> None:
