@@ -151,9 +151,7 @@ def test_handles_that_are_gone_free_their_objects_with_the_next_call(session: Se
     assert alive(session) == before
 
 
-def test_ten_thousand_refs_made_and_dropped_leave_memory_flat(
-    pool: Pool, session: Session
-) -> None:
+def test_ten_thousand_refs_made_and_dropped_leave_memory_flat(pool: Pool, session: Session) -> None:
     worker = psutil.Process(worker_of(pool)["pid"])
 
     def churn(rounds: int) -> None:
