@@ -214,7 +214,7 @@ MESSAGES: dict[str, tuple[Message, Any]] = {
     "call to a worker": (Call(7, "tiny", "chat", 5, 0, 3, "r", 4, 2), {"messages": []}),
     "call of a session": (
         Call(9, "tiny", "ffi.call", 1000, session="s", affinity="strict_queue", ttl_ms=60_000),
-        {"module": "vllm", "name": "SamplingParams", "args": [], "kwargs": {"max_tokens": 8}},
+        {"args": [], "kwargs": {"max_tokens": 8}, "module": "vllm", "name": "SamplingParams"},
     ),
     "holds": (Holds("5f0c", 3), None),
     "forget": (Forget("5f0c"), None),
