@@ -4,5 +4,6 @@ export type { EngineArgs, LoRARequest, SamplingParams, StructuredOutputs } from 
 export { LLM, PROFILES, Pool, defaultEndpoint } from "./pool.js";
 export type { ChatMessage, ChatOptions, ConnectOptions, GenerateOptions, LoadOptions, Prompt } from "./pool.js";
 export type { CompletionOutput, Delta, Logprob, Logprobs, PoolStatus, Progress, RequestOutput } from "./results.js";
-export { Stream } from "./stream.js";
-export { Complex, Duration, FrozenSet, IsoTime, NdArray, Tuple } from "./values.js";
+export { ItemStream, Stream } from "./stream.js";
+export { type Kwargs, RemoteRef, Session, type SessionOptions } from "./universal.js";
+export { Complex, Duration, FrozenSet, IsoTime, NdArray, Ref, Tuple } from "./values.js";
