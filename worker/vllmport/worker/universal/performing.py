@@ -187,6 +187,6 @@ def _steps(args: Mapping[str, Any]) -> list[str]:
 
 
 def _numbers(value: Any) -> list[int]:
-    if not isinstance(value, list | tuple) or not all(type(number) is int for number in value):
-        raise InvalidRequest.of("refs", shown(value), "refs to release are numbers")
-    return list(value)
+    if not isinstance(value, list | tuple) or not all(type(item) in (int, Ref) for item in value):
+        raise InvalidRequest.of("refs", shown(value), "what is released are refs or their numbers")
+    return [item.number if isinstance(item, Ref) else item for item in value]
