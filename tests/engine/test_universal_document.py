@@ -3,6 +3,7 @@
 import re
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -43,15 +44,11 @@ def test_the_configuration_can_be_read() -> None:
 
 def test_what_the_engine_offers_is_listed() -> None:
     (rows,) = re.findall(r"\| name \| what it is \|\n\|---\|---\|\n((?:\|.*\n)+)", TEXT)
-    listed = {
-        name for row in rows.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])
-    }
-
-    class Engine:
-        vllm_config = type("Config", (), {"model_config": type("M", (), {})})
-        vllm_config.model_config.get_diff_sampling_param = None  # type: ignore[attr-defined]
-
-    assert listed == set(roots_of(Engine(), {}))
+    cells = [row.split("|")[1] for row in rows.splitlines()]
+    listed = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    model = SimpleNamespace(get_diff_sampling_param=None)
+    engine = SimpleNamespace(vllm_config=SimpleNamespace(model_config=model))
+    assert listed == set(roots_of(engine, {}))
 
 
 def test_affinities_are_listed() -> None:
