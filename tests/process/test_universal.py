@@ -29,7 +29,8 @@ from vllmport.pool import (
 )
 
 SAMPLES = "ffi_samples"
-CONFIG = {"universal": {"modules": [SAMPLES], "max_refs": 50_000}, "policy": {"abort_grace": 1.0}}
+POLICY = {"abort_grace": 1.0, "stall_timeout": 1.0}
+CONFIG = {"universal": {"modules": [SAMPLES], "max_refs": 50_000}, "policy": POLICY}
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +199,12 @@ def test_what_awaits_is_stopped_at_its_deadline(session: Session) -> None:
         session.within(0.2).method(thing, "later", 60.0)
     assert time.monotonic() - start < 5
     assert thing.method("later", 0.0) == 1
+
+
+def test_a_call_that_waits_for_long_is_no_hang(session: Session) -> None:
+    thing = session.call(SAMPLES, "Thing", 1)
+    assert thing.method("later", 4.0) == 1
+    assert session.call(SAMPLES, "compute", 4.0) == 4.0
 
 
 def test_coroutines_have_the_same_client(pool: Pool) -> None:

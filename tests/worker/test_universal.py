@@ -360,6 +360,15 @@ def test_an_endless_stream_ends_when_it_is_cancelled(bench: DeskBench) -> None:
     assert bench.end_of(1).code == "cancelled"
 
 
+def test_a_stream_with_any_credit_pauses_while_nothing_is_sent(bench: DeskBench) -> None:
+    bench.call(1, "call", name="endless", window=10**9)
+    time.sleep(0.5)
+    assert len(bench.desk._said) < 3000
+    bench.until(lambda: len(bench.items(1)) > 5000)
+    bench.desk.cancel((1, 1))
+    assert bench.end_of(1).code == "cancelled"
+
+
 def test_an_iterator_that_is_held_is_streamed_later(bench: DeskBench) -> None:
     bench.call(1, "call", name="numbers", args=[3])
     generator = bench.end_of(1)

@@ -92,6 +92,8 @@ defmodule VLLM.UniversalTest do
     assert VLLM.attr!(params, :max_tokens) == 8
     assert VLLM.set_attr!(params, "max_tokens", 9)
     assert params |> VLLM.method!("clone") |> VLLM.attr!("max_tokens") == 9
+    assert {:ok, made} = VLLM.Api.sampling_params(llm, n: 2)
+    assert VLLM.attr!(made, "n") == 2
     tokenizer = VLLM.get!("engine", "tokenizer", opts)
     assert VLLM.method!(tokenizer, "encode", ["1 2 3"]) == VLLM.tokenize!(llm, "1 2 3")
     defaults = Runtime.stream(llm, "vllm.config", "iter_architecture_defaults")

@@ -1,4 +1,5 @@
 export * from "./errors.js";
+export type { Arguments } from "./api.js";
 export type { CallOptions } from "./calls.js";
 export type { EngineArgs, LoRARequest, SamplingParams, StructuredOutputs } from "./params.js";
 export { LLM, PROFILES, Pool, defaultEndpoint } from "./pool.js";

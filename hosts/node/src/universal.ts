@@ -1,5 +1,6 @@
 // Sessions and refs: any documented object of vLLM, used in the worker where it lives.
 
+import type { Arguments } from "./api.js";
 import { type CallOptions, headerOf, refusal, resultOf, timeoutOf } from "./calls.js";
 import type { CallHeader } from "./connection.js";
 import { SessionLost } from "./errors.js";
@@ -91,6 +92,16 @@ export class Session {
   /** Call a function, a class or a method of a class: `call("vllm", "SamplingParams", [], { n: 2 })`. */
   call(module: string, name: string, args: unknown[] = [], kwargs: Kwargs = {}, options?: CallOptions): Promise<unknown> {
     return this.run("ffi.call", { module, name, args, kwargs }, options);
+  }
+
+  /** Make an object of one of vLLM's parameter classes, whose arguments have types. */
+  async make<M extends keyof Arguments, N extends keyof Arguments[M] & string>(
+    module: M,
+    name: N,
+    kwargs: Arguments[M][N],
+    options?: CallOptions,
+  ): Promise<RemoteRef> {
+    return (await this.call(module, name, [], kwargs as Kwargs, options)) as RemoteRef;
   }
 
   /** The value of a name in a module. */

@@ -101,6 +101,8 @@ test("objects of vLLM itself", async () => {
   assert.equal(await params.attr("max_tokens"), 8);
   await params.setAttr("max_tokens", 9);
   assert.equal(await ((await params.method("clone")) as RemoteRef).attr("max_tokens"), 9);
+  const made = await session.make("vllm.sampling_params", "SamplingParams", { n: 2, stop_token_ids: [1] });
+  assert.equal(await made.attr("n"), 2);
   const tokenizer = (await session.get("engine", "tokenizer")) as RemoteRef;
   assert.deepEqual(await tokenizer.method("encode", ["1 2 3"]), await tiny.tokenize("1 2 3"));
   await assert.rejects(session.call("vllm", "LLM", ["tiny"]), NotAllowed);

@@ -31,6 +31,7 @@ defmodule VLLM.Ref do
   """
   @enforce_keys [:session, :worker, :number, :type]
   defstruct [:session, :worker, :number, :type, :scope]
+  @type t :: %__MODULE__{}
 end
 
 defmodule VLLM.Array do

@@ -10,7 +10,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from vllmport.bridge.board import Board, Held
 from vllmport.bridge.codec import Bytes, Packed, unpack
@@ -32,6 +32,10 @@ from vllmport.worker.universal.refs import Refs
 from vllmport.worker.universal.room import Item, Job, Outcome, Room
 
 logger = logging.getLogger("vllmport.worker")
+
+
+MAX_SAID: Final = 1024
+"""Items that wait to be sent before streams pause, whatever credit they have."""
 
 
 class Limits(NamedTuple):
@@ -183,13 +187,17 @@ class Desk:
             refs = Refs(session, self._worker, self._limits.max_refs)
             performer = Performer(self._allow, self._roots, refs)
             self._used = True
-            room = self._rooms[session] = Room(session, performer, refs, self._post)
+            room = Room(session, performer, refs, self._post, self._crowded)
+            self._rooms[session] = room
         return room
 
     def _post(self, said: Item | Outcome) -> None:
         """Take what a room says; called from its thread."""
         self._said.append(said)
         os.eventfd_write(self._bell, 1)
+
+    def _crowded(self) -> bool:
+        return len(self._said) > MAX_SAID
 
     def _give_up(self, key: Key, error: VllmportError) -> None:
         call = self._calls.get(key)

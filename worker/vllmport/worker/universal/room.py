@@ -8,13 +8,16 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from vllmport.bridge.codec import Packed, pack
 from vllmport.worker.engine import Key
 from vllmport.worker.universal.performing import Performer
 from vllmport.worker.universal.refs import Refs
 from vllmport.worker.universal.serialize import to_wire
+
+_PAUSE: Final = 0.002
+"""Seconds that a stream waits for what is said to be sent."""
 
 
 class Item(NamedTuple):
@@ -59,6 +62,7 @@ class Room:
         performer: Does the calls.
         refs: What the session holds.
         post: Is given items and outcomes.
+        crowded: Tells whether so much waits to be sent that streams should pause.
     """
 
     def __init__(
@@ -67,10 +71,12 @@ class Room:
         performer: Performer,
         refs: Refs,
         post: Callable[[Item | Outcome], None],
+        crowded: Callable[[], bool],
     ) -> None:
         self.refs = refs
         self._performer = performer
         self._post = post
+        self._crowded = crowded
         self._lock = threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds them weakly
@@ -149,6 +155,8 @@ class Room:
         while True:
             await job.credit.acquire()
             await asyncio.sleep(0)  # let others have a turn, and a cancel arrive
+            while self._crowded():  # noqa: ASYNC110  # another thread makes room
+                await asyncio.sleep(_PAUSE)
             item = following(source, _END)
             if inspect.isawaitable(item):
                 item = await item
