@@ -34,7 +34,7 @@ from vllmport.pool.supervisor import verdicts
 from vllmport.pool.supervisor.access import Usage
 from vllmport.pool.supervisor.calls import RESUME, Heap, Key, ModelQueue, OpenCall
 from vllmport.pool.supervisor.events import EventLog
-from vllmport.pool.supervisor.sessions import Sessions, bad_affinity
+from vllmport.pool.supervisor.sessions import Sessions, bad_terms, belongs
 
 GRACE: Final = DEADLINE_GRACE_MS / 1000
 
@@ -406,12 +406,12 @@ class Dispatcher:
             return queue.refusal
         if call.header.retry not in ("", RESUME):
             return verdicts.unknown_retry(call.header.retry)
-        if (bad := bad_affinity(call.header)) is not None:
+        if (bad := bad_terms(call.header)) is not None:
             return bad
         if call.deadline <= now:
             return DeadlineExceeded("the deadline had passed on arrival", phase="queue")
         full = queue.waiting >= self._max_queue or queue.bytes + call.size > self._max_queue_bytes
-        if full and queue.workers.pick() is None:
+        if full and (belongs(call.header) or queue.workers.pick() is None):
             return verdicts.overloaded(queue)
         return None
 

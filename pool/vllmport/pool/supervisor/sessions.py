@@ -119,7 +119,7 @@ class Sessions:
             call: The call.
             now: The time.
         """
-        if call.verb not in UNIVERSAL and not call.session and not call.affinity:
+        if not belongs(call):
             return None
         key = _key(client, owner, call)
         session = self._by_key.get(key)
@@ -210,8 +210,16 @@ class Sessions:
             self._by_worker.setdefault(worker, set()).add(session)
 
 
-def bad_affinity(call: Call) -> InvalidRequest | None:
-    """Return why a call's affinity cannot be meant, if it cannot."""
+def belongs(call: Call) -> bool:
+    """Tell whether a call belongs to a session."""
+    return bool(call.session or call.affinity) or call.verb in UNIVERSAL
+
+
+def bad_terms(call: Call) -> InvalidRequest | None:
+    """Return why what a call says of its session cannot be meant, if it cannot."""
+    if call.retry and call.verb in UNIVERSAL:
+        text = "a universal call is not run again: what it did before is not known"
+        return InvalidRequest.of("retry", call.retry, text)
     if not call.affinity or call.affinity in set(Affinity):
         return None
     text = f"affinity is one of {', '.join(Affinity)}, not {call.affinity!r}"
