@@ -225,7 +225,7 @@ def test_draining_loses_what_sessions_hold_at_once(bench: Bench) -> None:
     bench.holds(worker, name, 1)
     bench.ends(1, worker)
     bench.told()
-    bench.it.worker_draining(worker)
+    bench.it.worker_draining(worker, bench.now)
     bench.call(2, session="a")
     ((_, error),) = bench.errors()
     assert error.code == "session_lost"

@@ -154,7 +154,7 @@ class Back:
         logger.error("failed worker=%s: %s", worker, error.message)
         if worker not in self._standbys:
             self._fleet.failed(worker, error)
-            self._dispatcher.worker_draining(worker)  # it is about to exit
+            self._dispatcher.worker_draining(worker, now)  # it is about to exit
 
 
 def _bad_group(message: Register) -> StartupFailed | None:

@@ -162,7 +162,7 @@ class Dispatcher:
         queue.workers.add(worker, capacity)
         self._dispatch(queue, now)
 
-    def worker_draining(self, worker: str, why: str = "it is being replaced") -> None:
+    def worker_draining(self, worker: str, now: float, why: str = "it is being replaced") -> None:
         """Give this worker nothing new; what sessions hold there is lost, and `why` says how."""
         queue = self._models.get(self._model_of.get(worker, ""))
         self._sessions.worker_gone(worker, why)
@@ -170,6 +170,7 @@ class Dispatcher:
             queue.workers.remove(worker)
             for call in queue.unpin(worker):
                 self._fail_if_lost(call)
+            self._dispatch(queue, now)
 
     def worker_gone(
         self,
@@ -191,7 +192,7 @@ class Dispatcher:
             now: The time.
             expected: Whether its end was asked for; then no call is held to be the cause.
         """
-        self.worker_draining(worker, cause)
+        self.worker_draining(worker, now, cause)
         queue = self._models.get(self._model_of.pop(worker, ""))
         for key in self._by_worker.pop(worker, set()):
             call = self._calls[key]
@@ -354,7 +355,7 @@ class Dispatcher:
     ) -> None:
         """Close a call with its result, or with the error a worker gave it."""
         if error is not None and error.code == EngineDead.code:
-            self.worker_draining(worker)  # it will say so itself, but not before this
+            self.worker_draining(worker, now)  # it will say so itself, but not before this
             if self._was_resumed(worker, (client, call_id), error.message, now):
                 return
         call = self._calls.get((client, call_id))

@@ -282,7 +282,7 @@ class Supervisor:
                 self._dispatcher.worker_ready(worker, model, capacity, now)
             case do.Drain(worker):
                 self._crew.draining(worker)
-                self._dispatcher.worker_draining(worker)
+                self._dispatcher.worker_draining(worker, now)
             case do.SayBye(worker):
                 self._workers.send(worker, encode(Bye("stop")))
             case do.Kill():
