@@ -6,7 +6,7 @@ Pure: plain records with their own small changes; `dispatch.py` decides.
 import heapq
 import math
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,15 +59,16 @@ class ModelQueue:
         """Count a call out; it leaves the heap when it comes to the front."""
         self.waiting -= 1
         self.bytes -= call.size
-        if self._entries > 2 * self.waiting + 64:  # most of it is over: it expired, was cancelled
+        if (
+            sum(map(len, self.heaps())) > 2 * self.waiting + 64
+        ):  # most of it is over: it expired, was cancelled
             for heap in self.heaps():
                 heap[:] = filter(_waits, heap)
                 heapq.heapify(heap)
 
-    def heaps(self) -> "Iterator[Heap]":
-        """Yield all heaps of this queue."""
-        yield self.heap
-        yield from self.pinned.values()
+    def heaps(self) -> "Sequence[Heap]":
+        """Return all heaps of this queue."""
+        return [self.heap, *self.pinned.values()] if self.pinned else (self.heap,)
 
     def ready_heap(self) -> "Heap | None":
         """Return where the first call is that a worker has room for; None if there is none."""
@@ -100,10 +101,6 @@ class ModelQueue:
 
     def _is_ready(self, worker: str, heap: "Heap") -> bool:
         return bool(heap) and self.workers.has_room(worker)
-
-    @property
-    def _entries(self) -> int:
-        return sum(map(len, self.heaps()))
 
     def finished(self, now: float) -> None:
         """Learn how quickly calls end, for `retry_after`."""

@@ -429,7 +429,7 @@ class Dispatcher:
 
     def _next_heap(self, queue: ModelQueue, now: float) -> Heap | None:
         """Return where the call is that is next; what is over does not stand in its way."""
-        for heap in list(queue.heaps()):
+        for heap in queue.heaps():
             while heap:
                 call = heap[0][2]
                 if call.state is CallState.QUEUED and call.deadline > now:
