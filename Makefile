@@ -42,6 +42,8 @@ bindings: setup ## write the manifest of the installed vLLM, and the types made 
 	$(PY) scripts/manifest.py
 	$(PY) scripts/bindings.py
 	$(PY) scripts/node_types.py
+	$(PY) scripts/api_manifest.py
+	$(PY) scripts/api_bindings.py
 
 bench: setup ## measure against the peers and write docs/performance.md; twenty minutes (ARGS="--section life")
 	@$(PY) -m bench $(ARGS)

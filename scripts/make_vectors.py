@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from vllmport.bridge.codec import Array, Bytes, Symbol, pack
+from vllmport.bridge.codec import Array, Bytes, Ref, Symbol, pack
 from vllmport.bridge.errors import ERRORS, VllmportError
 from vllmport.bridge.limits import BUFFER_THRESHOLD, MAX_FRAME, MAX_PACKET
 from vllmport.bridge.messages import (
@@ -22,7 +22,9 @@ from vllmport.bridge.messages import (
     Credit,
     End,
     Error,
+    Forget,
     Hello,
+    Holds,
     Items,
     Load,
     Message,
@@ -110,6 +112,8 @@ VALUES: dict[str, Any] = {
         Array("uint8", (BUFFER_THRESHOLD,), b"\1" * BUFFER_THRESHOLD),
         Array("int64", (BUFFER_THRESHOLD // 8,), b"\2" * BUFFER_THRESHOLD),
     ],
+    "ref": Ref("5f0c", "tiny/0", 7, "vllm.sampling_params.SamplingParams"),
+    "refs in a map": {"both": [Ref("s", "m/0", 2**40, "T"), Ref("s", "m/0", 1, "")]},
     "arguments of generate": {
         "prompt": "Hi",
         "sampling_params": {"max_tokens": 2, "temperature": 0.5},
@@ -163,7 +167,7 @@ REFUSED_VALUES: dict[str, bytes] = {
     "two values": b"\x01\x01",
     "text that is no UTF-8": b"\xa2\xff\xff",
     "an array longer than the payload": b"\xdd\xff\xff\xff\xff",
-    "unknown extension type": ext(13, b""),
+    "unknown extension type": ext(14, b""),
     "unknown negative extension type": ext(-2, b""),
     "tuple whose body is a map": ext(1, b"\x80"),
     "tuple with two bodies": ext(1, b"\x90\x90"),
@@ -177,6 +181,10 @@ REFUSED_VALUES: dict[str, bytes] = {
     "array of an unknown type": ext(11, pack(["float7", [1], b"a"]).payload),
     "array with too few bytes": ext(11, pack(["int8", [2], b"a"]).payload),
     "array whose data is text": ext(11, pack(["int8", [1], "a"]).payload),
+    "ref of three parts": ext(13, pack(["s", "m/0", 1]).payload),
+    "ref whose number is 0": ext(13, pack(["s", "m/0", 0, "T"]).payload),
+    "ref whose number is text": ext(13, pack(["s", "m/0", "1", "T"]).payload),
+    "ref whose session is a number": ext(13, pack([1, "m/0", 1, "T"]).payload),
     "buffer that is not there": ext(12, pack(["int8", [2], 0]).payload),
 }
 
@@ -204,6 +212,12 @@ MESSAGES: dict[str, tuple[Message, Any]] = {
     ),
     "call to the pool": (Call(2, "", "status", 60_000), {}),
     "call to a worker": (Call(7, "tiny", "chat", 5, 0, 3, "r", 4, 2), {"messages": []}),
+    "call of a session": (
+        Call(9, "tiny", "ffi.call", 1000, session="s", affinity="strict_queue", ttl_ms=60_000),
+        {"args": [], "kwargs": {"max_tokens": 8}, "module": "vllm", "name": "SamplingParams"},
+    ),
+    "holds": (Holds("5f0c", 3), None),
+    "forget": (Forget("5f0c"), None),
     "cancel": (Cancel(7), None),
     "credit": (Credit(7, 128), None),
     "result": (Result(1, 3, "tiny/0", 1), {"text": "Paris"}),
@@ -239,6 +253,7 @@ REFUSED_HEADERS: dict[str, bytes] = {
     "a float for a number": pack([12, 7.0, 1]).payload,
     "a number of 64 bits without sign": pack([12, 2**63, 1]).payload,
     "a call without id": pack([10, 0, "m", "v", None]).payload,
+    "a negative time to live": pack([10, 1, "m", "v", 1, 0, 0, "", 0, 0, "", "", "", -1]).payload,
     "a negative budget": pack([10, 1, "m", "v", -1]).payload,
     "an entry of three numbers": pack([14, [[1, 0, 0]]]).payload,
     "an extension type": pack([22, (1,)]).payload,
@@ -386,6 +401,8 @@ def tagged(value: Any) -> list[Any]:  # noqa: C901, PLR0911, PLR0912  # one flat
             return ["time", value.isoformat()]
         case dt.timedelta():
             return ["timedelta", [value.days, value.seconds, value.microseconds]]
+        case Ref():
+            return ["ref", [value.session, value.worker, str(value.number), value.type]]
         case complex():
             return ["complex", [tagged(value.real)[1], tagged(value.imag)[1]]]
     raise TypeError(type(value).__name__)

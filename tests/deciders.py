@@ -155,7 +155,7 @@ class Deciders:
             case do.Serve(worker, model, capacity):
                 self.dispatcher.worker_ready(worker, model, capacity, self.now)
             case do.Drain(worker):
-                self.dispatcher.worker_draining(worker)
+                self.dispatcher.worker_draining(worker, self.now)
             case do.SayBye(worker):
                 self.said_bye.add(worker)
             case do.Kill(worker, _, gently):

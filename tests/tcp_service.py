@@ -20,10 +20,11 @@ from vllmport.pool.keys import ClientKeys, make_pair
 SECRET = "hunter2-and-nobody-else"
 TOKEN = "hf_neverToBeSeenAnywhere"
 
-ROLES = {"boss": "admin", "guest": "call", "small": "call"}
+ROLES = {"boss": "admin", "guest": "call", "small": "call", "ffi": "ffi"}
 SMALL = "max_connections = 5\nmax_calls = 3\nmax_queued = 2\nmax_bytes = 5000\n"
 
 ECHO = (
+    '[universal]\nmodules = ["decimal"]\n'
     '[models.echo]\nmodel = "echo"\nstep_delay = 0.001\nmax_num_seqs = 4\n'
     f'env = {{ SECRET = "{SECRET}", HF_TOKEN = "{TOKEN}" }}\n'
 )
@@ -32,7 +33,7 @@ Dealer = zmq.Socket[bytes]
 
 
 class Served:
-    """A service, whose keys are a boss, a guest, a guest with small quotas; not the stranger.
+    """A service with keys of a boss, a guest, one with small quotas, one with the role ffi.
 
     Args:
         folder: For its keys, its configuration and its log.

@@ -42,6 +42,7 @@ PURE = [
             "supervisor/fleet.py",
             "supervisor/load.py",
             "supervisor/loading.py",
+            "supervisor/sessions.py",
             "supervisor/control.py",
             "supervisor/places.py",
             "supervisor/replacing.py",

@@ -6,7 +6,7 @@ from typing import Any, get_type_hints
 
 from hypothesis import strategies as st
 
-from vllmport.bridge.codec import ITEM_SIZES, Array, Symbol
+from vllmport.bridge.codec import ITEM_SIZES, Array, Ref, Symbol
 from vllmport.bridge.limits import MAX_NAME, MAX_TEXT, MAX_TIMEOUT_MS
 from vllmport.bridge.messages import KINDS, Call, Error, Message
 
@@ -27,6 +27,7 @@ scalars = st.one_of(
     st.times(timezones=_zones),
     st.timedeltas(),
     st.complex_numbers(allow_nan=False),
+    st.builds(Ref, st.text(max_size=8), st.text(max_size=8), st.integers(1, 2**63 - 1), st.text()),
 )
 
 hashables = st.recursive(
@@ -71,6 +72,7 @@ _fields: dict[Any, st.SearchStrategy[Any]] = {
 _own_fields: dict[tuple[type[Message], str], st.SearchStrategy[Any]] = {
     (Call, "id"): st.integers(1, 2**63 - 1),
     (Call, "window"): st.integers(0, 2**63 - 1),
+    (Call, "ttl_ms"): st.integers(0, 2**63 - 1),
     (Error, "message"): _names | st.just("x" * MAX_TEXT),
 }
 

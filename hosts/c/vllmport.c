@@ -140,7 +140,7 @@ static bool is_known(const msgpack_object *value)
 {
     switch (value->type) {
     case MSGPACK_OBJECT_EXT:
-        return value->via.ext.type == -1 || (value->via.ext.type >= 1 && value->via.ext.type <= 12);
+        return value->via.ext.type == -1 || (value->via.ext.type >= 1 && value->via.ext.type <= 13);
     case MSGPACK_OBJECT_ARRAY:
         for (uint32_t i = 0; i < value->via.array.size; i++)
             if (!is_known(&value->via.array.ptr[i]))
@@ -222,7 +222,7 @@ static const char *skip(const char *format)
 {
     char close = *format == '{' ? '}' : *format == '[' ? ']' : '\0';
     if (close == '\0')
-        return *format != '\0' && strchr("sifbn", *format) != NULL ? format + 1 : NULL;
+        return *format != '\0' && strchr("sifbno", *format) != NULL ? format + 1 : NULL;
     format = after(format + 1);
     while (format != NULL && *format != close) {
         format = skip(format);
@@ -253,6 +253,9 @@ static const char *pack_one(msgpack_packer *packer, const char *format, va_list 
         return format + 1;
     case 'n':
         msgpack_pack_nil(packer);
+        return format + 1;
+    case 'o':
+        msgpack_pack_object(packer, *va_arg(*args, const msgpack_object *));
         return format + 1;
     }
     for (const char *item = after(format + 1); *item != close; item = after(skip(item)))
@@ -824,8 +827,9 @@ static vp_call *send_call(vp_pool *pool, const vp_request *request, double timeo
     const char *id = request->request_id != NULL ? request->request_id : "";
     const char *model = request->model != NULL ? request->model : "";
     const char *retry = request->resume ? "resume" : "";
+    const char *session = request->session != NULL ? request->session : "";
     double budget = ceil(fmin(fmax(timeout * 1000, 0), MAX_TIMEOUT_MS));
-    const char *format = isinf(timeout) ? "[i i s s n i i s i i s]" : "[i i s s i i i s i i s]";
+    const char *format = isinf(timeout) ? "[i i s s n i i s i i s s]" : "[i i s s i i i s i i s s]";
     call->pool = pool;
     call->id = ++pool->last_id;
     call->connection = pool->connection;
@@ -838,10 +842,12 @@ static vp_call *send_call(vp_pool *pool, const vp_request *request, double timeo
     vp_pack(&nothing, "{}");
     if (isinf(timeout))
         vp_pack(&header, format, (long)CALL, (long)call->id, model, request->verb,
-                (long)(request->stream ? WINDOW : 0), request->priority, id, 0L, 0L, retry);
+                (long)(request->stream ? WINDOW : 0), request->priority, id, 0L, 0L, retry,
+                session);
     else
         vp_pack(&header, format, (long)CALL, (long)call->id, model, request->verb, (long)budget,
-                (long)(request->stream ? WINDOW : 0), request->priority, id, 0L, 0L, retry);
+                (long)(request->stream ? WINDOW : 0), request->priority, id, 0L, 0L, retry,
+                session);
     send_frames(pool, &header, request->args != NULL ? request->args : &nothing);
     msgpack_sbuffer_destroy(&header);
     msgpack_sbuffer_destroy(&nothing);

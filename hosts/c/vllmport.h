@@ -38,6 +38,7 @@ typedef struct vp_request {
     long priority;               /* lower runs first */
     const char *request_id;      /* the caller's own name for the call */
     bool resume;                 /* run it again, within its time, if its worker is lost */
+    const char *session;         /* of a universal call ("ffi.call", …); NULL for the pool handle's own */
 } vp_request;
 
 typedef enum vp_event {
@@ -84,7 +85,7 @@ vp_event vp_next(vp_call *call, const msgpack_object **value, vp_error *error);
 void vp_end(vp_call *call);
 
 /* Pack a value: {} map, [] array, s text (char *), i integer (long), f float (double), b boolean
- * (int), n nil; spaces, commas and colons are for people:
+ * (int), n nil, o an object (const msgpack_object *), such as a ref that a universal call gave; spaces, commas and colons are for people:
  *     vp_pack(&args, "{s: s, s: {s: i}}", "prompt", "Hi", "sampling_params", "max_tokens", 8L);
  * The buffer is cleared first. Returns whether the format could be read. */
 bool vp_pack(msgpack_sbuffer *buffer, const char *format, ...);

@@ -11,8 +11,18 @@ from unittest.mock import Mock
 
 import pytest
 
-from vllmport.bridge import limits
-from vllmport.bridge.codec import ITEM_SIZES, MAX_OUTLINE, Array, Ext, Packed, Symbol, pack, unpack
+from vllmport.bridge import limits, universal
+from vllmport.bridge.codec import (
+    ITEM_SIZES,
+    MAX_OUTLINE,
+    Array,
+    Ext,
+    Packed,
+    Ref,
+    Symbol,
+    pack,
+    unpack,
+)
 from vllmport.bridge.errors import ERRORS
 from vllmport.bridge.events import EVENTS
 from vllmport.bridge.messages import (
@@ -36,6 +46,7 @@ from vllmport.bridge.messages import (
 from vllmport.bridge.packets import PacketReader
 from vllmport.bridge.states import CALL_TRANSITIONS, WORKER_TRANSITIONS
 from vllmport.bridge.timeouts import PROFILES
+from vllmport.bridge.universal import Affinity, Verb
 from vllmport.pool.client.params import SamplingParams
 from vllmport.pool.client.requests import chat_requests, generate_requests, load_arguments
 from vllmport.pool.plan import TINY_MODEL, ModelSpec, Policy
@@ -142,7 +153,12 @@ TYPES: dict[Any, str] = {
     list[int]: "ints",
     list[list[int]]: "pairs",
 }
-OWN_TYPES = {(Error, "message"): "text", (Call, "id"): "call id", (Call, "window"): "window"}
+OWN_TYPES = {
+    (Error, "message"): "text",
+    (Call, "id"): "call id",
+    (Call, "window"): "window",
+    (Call, "ttl_ms"): "window",
+}
 
 
 def documented_fields() -> list[tuple[str, ...]]:
@@ -207,6 +223,7 @@ EXAMPLES: dict[Ext, Any] = {
     Ext.BIGINT: 2**64,
     Ext.ARRAY: Array("int16", (2,), b"\x01\x00\x02\x00"),
     Ext.BUFFER: Array("int8", (2,), b"ab"),
+    Ext.REF: Ref("s", "m/0", 1, "T"),
 }
 
 
@@ -381,6 +398,17 @@ def test_sampling_parameters() -> None:
     assert set(codes(item)[1:]) == fields
 
 
+def test_universal_verbs() -> None:
+    rows = table("universal verb", "arguments", "result")
+    assert [code(verb) for verb, *_ in rows] == list(Verb)
+
+
+def test_affinities() -> None:
+    rows = table("affinity", "where that worker has no room")
+    assert [code(name) for name, _ in rows] == list(Affinity)
+    assert f"more than {universal.MAX_NESTED} levels deep" in TEXT
+
+
 # Bytes.
 
 HEX: dict[str, tuple[Message, Any]] = {
@@ -452,7 +480,7 @@ def test_hexadecimal_examples(name: str) -> None:
 def test_roles() -> None:
     rows = table("role", "verbs of the pool", "verbs of an engine")
     assert [code(role) for role, *_ in rows] == list(Role)
-    ((_, of_pool, of_engine), _) = rows
+    ((_, of_pool, of_engine), *_) = rows
     named = set(codes(of_pool)) - {"name", "model"}
     assert named == CALL_POOL_VERBS
     assert set(codes(of_engine)) == CALL_ENGINE_VERBS

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from vllmport.bridge.codec import Array, Packed, Symbol, pack, unpack
+from vllmport.bridge.codec import Array, Packed, Ref, Symbol, pack, unpack
 from vllmport.bridge.errors import ERRORS, ProtocolError, VllmportError
 from vllmport.bridge.messages import (
     KINDS,
@@ -73,6 +73,7 @@ MEANINGS: dict[str, Callable[..., Any]] = {
     "time": dt.time.fromisoformat,
     "timedelta": lambda parts: dt.timedelta(*parts),
     "complex": lambda parts: complex(*map(real, parts)),
+    "ref": lambda parts: Ref(parts[0], parts[1], int(parts[2]), parts[3]),
     "ndarray": lambda dtype, shape, data: Array(dtype, tuple(shape), bytes.fromhex(data)),
 }
 

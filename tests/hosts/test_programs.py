@@ -39,8 +39,9 @@ DOCUMENTS = ("docs/hosts.md", *(f"hosts/{host}/README.md" for host in ("node", "
 
 ALL = [
     pytest.param(host, source, id=f"{document}, {host}")
-    for document in DOCUMENTS
+    for document in (*DOCUMENTS, "docs/universal-calls.md")
     for host, source in programs(document)
+    if host != "python" or document == "docs/hosts.md"
 ]
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from vllmport.bridge.codec import MAX_OUTLINE, Packed, Shape, outline, pack, unpack
 from vllmport.bridge.errors import InvalidRequest, PermissionDenied, ProtocolError
 from vllmport.bridge.messages import Call
+from vllmport.bridge.universal import UNIVERSAL
 from vllmport.pool.supervisor.access import (
     OWNER,
     Guest,
@@ -56,8 +57,8 @@ def test_a_key_is_for_calls_unless_it_says_otherwise() -> None:
         ({"a": {"key": KEY[1:]}}, "key is the public key"),
         ({"a": {"key": KEY[1:] + "'"}}, "key is the public key"),
         ({"a": {"key": 7}}, "key is the public key"),
-        ({"a": {"key": KEY, "role": "ffi"}}, "role is one of call, admin"),
-        ({"a": {"key": KEY, "role": []}}, "role is one of call, admin"),
+        ({"a": {"key": KEY, "role": "guest"}}, "role is one of call, ffi, admin"),
+        ({"a": {"key": KEY, "role": []}}, "role is one of call, ffi, admin"),
         ({"a": {"key": KEY, "rolle": "admin"}}, "unknown settings: rolle"),
         ({"a": {"key": KEY, "max_calls": 0}}, "quotas are whole numbers"),
         ({"a": {"key": KEY, "max_bytes": True}}, "quotas are whole numbers"),
@@ -229,3 +230,26 @@ def test_another_users_connection_is_refused(runtime_dir: Path, address: str) ->
             door.socket.disable_monitor()
             context.destroy(linger=0)
             (runtime_dir / "uid.sock").unlink(missing_ok=True)
+
+
+# Universal calls.
+
+FFI = Guest("ffi", Role.FFI)
+
+
+@pytest.mark.parametrize("verb", sorted(UNIVERSAL))
+def test_universal_calls_take_the_role_ffi_or_admin(verb: str) -> None:
+    made = call("m", verb)
+    refused = forbidden(CALLER, made, pack({}))
+    assert isinstance(refused, PermissionDenied)
+    assert refused.role == "ffi"
+    for guest in (FFI, ADMIN, OWNER):
+        assert forbidden(guest, made, pack({})) is None
+    assert forbidden(FFI, call("", verb), pack({})) is not None, "not of the pool itself"
+
+
+def test_the_role_ffi_may_do_else_what_call_may() -> None:
+    assert forbidden(FFI, call("m", "generate"), pack({"prompt": "Hi"})) is None
+    assert forbidden(FFI, call("m", "collective_rpc"), pack({})) is not None
+    assert forbidden(FFI, call("", "load"), pack({"model": "m"})) is not None
+    assert forbidden(FFI, call("m", "ffi.call", priority=-1), pack({})) is not None

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import get_type_hints
 
+import pytest
+
 from vllmport.pool.client import params
 from vllmport.pool.engine_args import EngineArgs
 
@@ -14,8 +16,9 @@ MANIFEST = json.loads((ROOT / "manifest" / "vllm.json").read_text())
 GENERATED = ("pool/vllmport/pool/client/params.py", "pool/vllmport/pool/engine_args.py")
 
 
-def test_the_generated_types_are_what_the_manifest_gives() -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "bindings.py"), "--check"]
+@pytest.mark.parametrize("script", ["bindings.py", "api_bindings.py"])
+def test_the_generated_types_are_what_the_manifest_gives(script: str) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / script), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

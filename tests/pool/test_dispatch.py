@@ -26,6 +26,7 @@ from vllmport.bridge.messages import (
     Credit,
     End,
     Error,
+    Holds,
     Items,
     Message,
     Result,
@@ -33,6 +34,7 @@ from vllmport.bridge.messages import (
     error_message,
 )
 from vllmport.bridge.states import CallState
+from vllmport.bridge.universal import UNIVERSAL, Affinity
 from vllmport.pool.supervisor.dispatch import GRACE, MAX_DEATHS, Dispatcher
 from vllmport.pool.supervisor.events import EventLog
 
@@ -53,8 +55,8 @@ class Bench:
 
     def call(self, call_id: int, client: int = 1, *, size: int = 10, **fields: Any) -> None:
         budget = fields.pop("remaining_ms", None)
-        model = fields.pop("model", "m")
-        header = Call(call_id, model, "generate", budget, **fields)
+        model, verb = fields.pop("model", "m"), fields.pop("verb", "generate")
+        header = Call(call_id, model, verb, budget, **fields)
         self.it.call(client, header, pack({"prompt": "x" * size}), self.now)
 
     def expire_at(self, now: float) -> None:
@@ -210,7 +212,7 @@ def test_a_draining_worker_gets_nothing_new_but_finishes_what_it_has(bench: Benc
     bench.worker()
     bench.call(1)
     bench.told()
-    bench.it.worker_draining("m/0")
+    bench.it.worker_draining("m/0", bench.now)
     bench.call(2)
     assert bench.told() == []
     bench.result(1)
@@ -871,6 +873,10 @@ class AnyOrder(RuleBasedStateMachine):
         self.cancelled: set[tuple[int, int]] = set()
         self.blamed: Counter[tuple[int, int]] = Counter()  # workers that died of a call
         self.came: Counter[tuple[int, int]] = Counter()  # items of a stream
+        self.session_of: dict[tuple[int, int], tuple[int, str, str]] = {}
+        self.holding: dict[
+            tuple[int, str, str], tuple[str, str]
+        ] = {}  # session → where its refs are
 
     # What is sent.
 
@@ -893,6 +899,9 @@ class AnyOrder(RuleBasedStateMachine):
             assert self.blamed[key] < MAX_DEATHS, "poison"
             assert (message.retry == "resume") == (self.came[key] > 0)
             self.held[worker].add(key)
+            if message.verb in UNIVERSAL:
+                where = (worker, message.session)
+                assert self.holding.get(self.session_of[key], where) == where, "away from its refs"
 
     def to_client(self, client: int, sent: Sent) -> None:
         assert client in self.clients, "sent to a client that is gone"
@@ -917,10 +926,14 @@ class AnyOrder(RuleBasedStateMachine):
         priority=st.integers(-1, 1),
         window=st.sampled_from([0, 4]),
         size=st.sampled_from([1, 150, 500]),
-        retry=st.sampled_from(["", "resume"]),
+        retry=st.sampled_from(["", "", "resume"]),
+        session=st.sampled_from(["", "a"]),
+        affinity=st.sampled_from(["", "", *Affinity]),
+        verb=st.sampled_from(["generate", "ffi.call"]),
     )
     def calls_come(
         self,
+        *,
         count: int,
         model: str,
         budget: int | None,
@@ -928,10 +941,14 @@ class AnyOrder(RuleBasedStateMachine):
         window: int,
         size: int,
         retry: str,
+        session: str,
+        affinity: str,
+        verb: str,
     ) -> None:
         for call_id in (next(self.ids) for _ in range(count)):
             client = sorted(self.clients)[call_id % len(self.clients)]
             self.open.add((client, call_id))
+            self.session_of[client, call_id] = (client, model, session)
             if retry:
                 self.resumable.add((client, call_id))
             self.bench.call(
@@ -943,8 +960,37 @@ class AnyOrder(RuleBasedStateMachine):
                 window=window,
                 size=size,
                 retry=retry,
+                session=session,
+                affinity=affinity,
+                verb=verb,
             )
             self.collect()
+
+    @precondition(lambda self: self.bench.it._sessions._by_id)
+    @rule(pick=st.integers(0, 9), refs=st.sampled_from([1, 1, 1, 0]))
+    def session_holds(self, pick: int, refs: int) -> None:
+        """A worker says so while it has a universal call of the session, and not else."""
+        sessions = self.bench.it._sessions._by_id
+        identity = sorted(sessions)[pick % len(sessions)]
+        session = sessions[identity]
+        client = session.key[1]  # type: ignore[index]
+        if session.open and session.worker not in self.draining:
+            self.bench.it.holds(session.worker, Holds(identity, refs))
+            label = (client, session.model, session.key[2])  # type: ignore[index]
+            self.holding.pop(label, None)
+            if refs:
+                self.holding[label] = (session.worker, identity)
+
+    @rule(pick=st.integers(0, 9), session=st.sampled_from(["", "a"]), really=SELDOM)
+    def session_ends(self, pick: int, session: str, *, really: bool) -> None:
+        if not really:
+            return
+        client = sorted(self.clients)[pick % len(self.clients)]
+        call_id = next(self.ids)
+        self.open.add((client, call_id))
+        self.holding.pop((client, "m", session), None)
+        self.bench.call(call_id, client, verb="ffi.end", session=session)
+        self.collect()
 
     @rule(pick=st.integers(0, 99))
     def cancel(self, pick: int) -> None:
@@ -990,7 +1036,8 @@ class AnyOrder(RuleBasedStateMachine):
             return
         worker = sorted(self.held)[pick % len(self.held)]
         self.draining.add(worker)
-        self.bench.it.worker_draining(worker)
+        self.lose(worker)
+        self.bench.it.worker_draining(worker, self.bench.now)
         self.collect()
 
     @precondition(lambda self: self.held)
@@ -1007,11 +1054,18 @@ class AnyOrder(RuleBasedStateMachine):
             worker = sorted(self.held)[pick % len(self.held)]
             self.worker_is_gone(worker, states, expected=expected)
 
+    def lose(self, worker: str) -> None:
+        """Sessions are lost with their worker: their universal calls start nowhere then."""
+        for label, (where, _) in list(self.holding.items()):
+            if where == worker:
+                self.holding[label] = ("", "")
+
     def worker_is_gone(
         self, worker: str, states: list[Held | None], *, expected: bool = False
     ) -> None:
         held = self.held.pop(worker)
         self.draining.discard(worker)
+        self.lose(worker)
         waiting = held & self.open
         board = {}
         for key, state in zip(sorted(held), states, strict=False):
@@ -1056,6 +1110,7 @@ class AnyOrder(RuleBasedStateMachine):
             case "engine dead":
                 self.held[worker].remove((client, call_id))
                 self.draining.add(worker)
+                self.lose(worker)
                 if (client, call_id) in self.resumable & self.open:
                     self.blamed[client, call_id] += 1
                 self.bench.error(call_id, client, worker, EngineDead("the engine died"))
@@ -1075,6 +1130,11 @@ class AnyOrder(RuleBasedStateMachine):
         if not noticed:
             return
         self.bench.it.expire(self.bench.now)
+        for worker in self.bench.it.take_outstayed():  # it has to be replaced
+            self.held[worker] &= self.bench.it._calls.keys()
+            self.draining.add(worker)
+            self.lose(worker)
+            self.bench.it.worker_draining(worker, self.bench.now)
         self.collect()
         assert self.bench.it.next_deadline() > self.bench.now
 
@@ -1105,7 +1165,8 @@ class AnyOrder(RuleBasedStateMachine):
                 if call.state is CallState.RUNNING and call.header.model == queue.name
             ]
             assert queue.kept == sum(call.size for call in running if call.kept) <= 400
-            assert {id(call) for call in waiting} <= {id(entry[2]) for entry in queue.heap}
+            entries = [entry for heap in queue.heaps() for entry in heap]
+            assert {id(call) for call in waiting} <= {id(entry[2]) for entry in entries}
             came_back = [call for call in waiting if call.attempt]
             assert 0 <= queue.waiting - len(came_back) <= 4
             assert 0 <= queue.bytes - sum(call.size for call in came_back) <= 400
@@ -1119,7 +1180,12 @@ class AnyOrder(RuleBasedStateMachine):
     def nothing_waits_while_a_worker_has_room(self) -> None:
         for worker, held in self.held.items():
             if worker not in self.draining and len(held) < self.capacity[worker]:
-                assert self.bench.it.queued(worker[0]) == 0
+                queue = self.bench.it._models[worker[0]]
+                pinned = [entry[2] for heap in queue.pinned.values() for entry in heap]
+                for_others = [
+                    c for c in pinned if c.pinned != worker and c.state is CallState.QUEUED
+                ]
+                assert queue.waiting == len(for_others)
 
     @invariant()
     def nothing_is_remembered_in_vain(self) -> None:

@@ -42,6 +42,7 @@ from vllmport.pool import (
     PermissionDenied,
     Pool,
     PoolLost,
+    SessionLost,
     VllmportError,
 )
 from vllmport.pool.client.connection import Connection
@@ -55,7 +56,7 @@ ROOT = Path(__file__).parents[2]
 def served(
     tmp_path_factory: pytest.TempPathFactory, _module_leaves_nothing: None
 ) -> Iterator[Served]:
-    """A service whose keys are a boss, a guest, a guest with small quotas; not the stranger."""
+    """A service whose keys are a boss, a guest, one with small quotas, one with the role ffi."""
     with Served(tmp_path_factory.mktemp("tcp")).running() as service:
         yield service
 
@@ -271,7 +272,7 @@ def test_an_address_that_another_program_has_is_refused(tmp_path: Path) -> None:
         ("open server key", "chmod 600"),
         ("no clients", "cannot read the keys"),
         ("open clients", "others may write"),
-        ("wrong role", "role is one of call, admin"),
+        ("wrong role", "role is one of call, ffi, admin"),
     ],
 )
 def test_a_pool_without_proper_keys_does_not_start(
@@ -386,6 +387,34 @@ def test_admin_may_load_and_unload(boss: Pool) -> None:
     with boss.llm("echo", name="second") as llm:
         assert serves_others(llm)
         boss.unload("second")
+
+
+# Universal calls.
+
+
+def test_universal_calls_take_the_role_ffi(served: Served, guest: LLM) -> None:
+    with pytest.raises(PermissionDenied) as caught:
+        guest.session().call("decimal", "Decimal", "2")
+    assert caught.value.role == "ffi"
+    with served.connect("ffi") as pool:
+        llm = pool.llm(name="echo")
+        with llm.session() as session:
+            assert session.call("decimal", "Decimal", "2").method("is_signed") is False
+        assert serves_others(llm)
+        with pytest.raises(PermissionDenied):
+            pool.unload("echo")
+
+
+def test_sessions_of_one_name_are_apart_for_different_keys(served: Served, boss: Pool) -> None:
+    with served.connect("ffi") as pool, boss.llm(name="echo") as llm:
+        theirs = pool.llm(name="echo").session("one name", ttl=5.0)
+        mine = llm.session("one name", ttl=5.0)
+        ref = theirs.call("decimal", "Decimal", "2")
+        with pytest.raises(SessionLost):
+            mine.attr(ref, "real")
+        mine.end()
+        assert theirs.method(ref, "is_signed") is False
+        theirs.end()
 
 
 @pytest.fixture

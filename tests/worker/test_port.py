@@ -48,6 +48,7 @@ class Engine:
     steps = 0
     asleep = False
     info: dict[str, Any] = {}  # noqa: RUF012
+    roots: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self) -> None:
         self.requests: list[Request] = []

@@ -3,7 +3,7 @@
 Nothing in this package does I/O, and nothing in it knows vLLM.
 """
 
-from vllmport.bridge.codec import Array, Packed, Symbol, pack, unpack
+from vllmport.bridge.codec import Array, Packed, Ref, Symbol, pack, unpack
 from vllmport.bridge.errors import (
     Cancelled,
     ConnectFailed,
@@ -11,11 +11,14 @@ from vllmport.bridge.errors import (
     EngineDead,
     EngineError,
     InvalidRequest,
+    NotAllowed,
     Overloaded,
     PermissionDenied,
     PoolClosed,
     PoolLost,
     ProtocolError,
+    QuotaExceeded,
+    SessionLost,
     StartupFailed,
     VllmportError,
     WorkerLost,
@@ -31,12 +34,16 @@ __all__ = [
     "EngineError",
     "InvalidRequest",
     "Message",
+    "NotAllowed",
     "Overloaded",
     "Packed",
     "PermissionDenied",
     "PoolClosed",
     "PoolLost",
     "ProtocolError",
+    "QuotaExceeded",
+    "Ref",
+    "SessionLost",
     "StartupFailed",
     "Symbol",
     "VllmportError",

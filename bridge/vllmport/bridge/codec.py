@@ -8,6 +8,7 @@ import datetime as dt
 import math
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import Enum, IntEnum, StrEnum
 from typing import Any, Final, NamedTuple
 
@@ -21,6 +22,7 @@ from vllmport.bridge.limits import (
     MAX_DEPTH,
     MAX_FRAME,
     MAX_HEADER,
+    MAX_NAME,
     MAX_PAYLOAD,
 )
 
@@ -40,6 +42,7 @@ class Ext(IntEnum):
     BIGINT = 10
     ARRAY = 11
     BUFFER = 12
+    REF = 13
 
 
 ITEM_SIZES: Final[dict[str, int]] = {
@@ -69,6 +72,23 @@ class Symbol(str):
 
     def __repr__(self) -> str:
         return f"Symbol({str(self)!r})"
+
+
+@dataclass(frozen=True)
+class Ref:
+    """An object that stays in its worker, and is named here.
+
+    Attributes:
+        session: The session that owns it; the supervisor's name for it.
+        worker: Where it is.
+        number: Which of the session's objects, from 1.
+        type: Its class, for people.
+    """
+
+    session: str
+    worker: str
+    number: int
+    type: str
 
 
 class Array(NamedTuple):
@@ -251,6 +271,9 @@ class _Packer:
                 return float(value)
             case Array():
                 return self._array(value)
+            case Ref():
+                body = [value.session, value.worker, value.number, value.type]
+                return msgpack.ExtType(Ext.REF, msgpack.packb(body))
             case tuple():
                 return msgpack.ExtType(Ext.TUPLE, self.pack(list(value)))
             case frozenset():
@@ -375,6 +398,7 @@ _READERS: Final[dict[Ext, Callable[[_Unpacker, bytes, int], Any]]] = {
     Ext.BIGINT: lambda _u, body, _d: _read_bigint(body),
     Ext.ARRAY: _Unpacker.array,
     Ext.BUFFER: _Unpacker.buffer,
+    Ext.REF: lambda _u, body, _d: _read_ref(body),
 }
 
 
@@ -411,6 +435,18 @@ def _iso(value: dt.datetime | dt.time) -> bytes:
 def _read_timedelta(body: bytes) -> dt.timedelta:
     days, seconds, microseconds = struct.unpack("<qii", body)
     return dt.timedelta(days, seconds, microseconds)
+
+
+def _read_ref(body: bytes) -> Ref:
+    fields = msgpack.unpackb(body, ext_hook=_no_ext)
+    if not isinstance(fields, list) or len(fields) != 4:
+        raise ProtocolError("a ref is [session, worker, number, type]")
+    session, worker, number, kind = fields
+    if not all(type(name) is str and len(name) <= MAX_NAME for name in (session, worker, kind)):
+        raise ProtocolError("session, worker and type of a ref are names")
+    if type(number) is not int or not 1 <= number < 2**63:
+        raise ProtocolError(f"the number of a ref cannot be {number!r}")
+    return Ref(session, worker, number, kind)
 
 
 def _array_body(body: bytes) -> tuple[Any, tuple[Any, ...], Any]:

@@ -9,6 +9,7 @@ Pure. A class has one stable `code`; hosts in other languages switch on the code
     ├── ProtocolError      bytes that break bridge/PROTOCOL.md
     ├── InvalidRequest     the request can never succeed as it stands
     ├── PermissionDenied   the key that the client came with may not do this
+    │   └── NotAllowed            a universal call may not reach this name
     ├── Overloaded         a queue or a quota is full; come back after `retry_after`
     ├── Unavailable        the model's workers keep dying; come back after `retry_after`
     ├── DeadlineExceeded   the call's budget ran out
@@ -18,6 +19,8 @@ Pure. A class has one stable `code`; hosts in other languages switch on the code
     │   ├── GpuMemoryUtilization  less memory is free than gpu_memory_utilization claims
     │   └── CudaOutOfMemory       a GPU ran out of memory
     ├── WorkerLost         the worker died while the call was on it
+    ├── SessionLost        the worker that had a session's objects is gone, or the session ended
+    ├── QuotaExceeded      a session holds as many objects as it may
     ├── PoisonRequest      two workers died while they worked on the call
     ├── EngineDead         the engine inside a worker died
     └── EngineError        the engine refused or failed this one call
@@ -149,6 +152,20 @@ class PermissionDenied(VllmportError, PermissionError):
         return str(self.details.get("role", ""))
 
 
+class NotAllowed(PermissionDenied):
+    """Raised when a universal call names, or would hand out, what is not on the allow-list.
+
+    Attributes:
+        name: The name at which the path was refused.
+    """
+
+    code = "not_allowed"
+
+    @property
+    def name(self) -> str:
+        return str(self.details.get("name", ""))
+
+
 class Overloaded(VllmportError):
     """Raised when a bounded queue, or a key's quota, is full.
 
@@ -274,6 +291,36 @@ class WorkerLost(VllmportError):
         return int(self.details.get("tokens", 0))
 
 
+class SessionLost(VllmportError):
+    """Raised when the objects of a session are gone: with their worker, or because it ended.
+
+    Make them again in a new session.
+
+    Attributes:
+        exit: How the worker ended, for people; "" if the session itself had ended.
+    """
+
+    code = "session_lost"
+
+    @property
+    def exit(self) -> str:
+        return str(self.details.get("exit", ""))
+
+
+class QuotaExceeded(VllmportError):
+    """Raised when a session would hold more objects than it may; nothing of the call is kept.
+
+    Attributes:
+        limit: How many it may hold.
+    """
+
+    code = "quota_exceeded"
+
+    @property
+    def limit(self) -> int:
+        return int(self.details.get("limit", 0))
+
+
 class PoisonRequest(VllmportError):
     """Raised for a call that had been started on two workers when they died: no third gets it.
 
@@ -310,6 +357,7 @@ ERRORS: dict[str, type[VllmportError]] = {
         ProtocolError,
         InvalidRequest,
         PermissionDenied,
+        NotAllowed,
         Overloaded,
         Unavailable,
         DeadlineExceeded,
@@ -319,6 +367,8 @@ ERRORS: dict[str, type[VllmportError]] = {
         GpuMemoryUtilization,
         CudaOutOfMemory,
         WorkerLost,
+        SessionLost,
+        QuotaExceeded,
         PoisonRequest,
         EngineDead,
         EngineError,

@@ -33,6 +33,8 @@ class Kind(IntEnum):
     ITEMS = 14
     END = 15
     ERROR = 16
+    HOLDS = 17
+    FORGET = 18
     PING = 20
     PONG = 21
     BYE = 22
@@ -112,6 +114,12 @@ class Call(NamedTuple):
         retry: From a client, "resume" to have a call that was started run again if its worker is
             lost. To a worker, "resume" if part of the stream was delivered before: the payload is
             an array of the arguments and a map of what was delivered.
+        session: Which session it belongs to, if it belongs to one: its verb is universal, or
+            `session` or `affinity` is given. "" is a name as any other. On the worker's leg, the
+            supervisor's own name of it.
+        affinity: "hint" if "", "strict_queue" or "strict_fail_fast".
+        ttl_ms: 0 for a session of this connection alone, which ends with it. Else any connection
+            of the same user may name it, and it ends so long after its last call.
     """
 
     id: int
@@ -124,6 +132,9 @@ class Call(NamedTuple):
     client: int = 0
     attempt: int = 0
     retry: Name = ""
+    session: Name = ""
+    affinity: Name = ""
+    ttl_ms: int = 0
 
 
 class Cancel(NamedTuple):
@@ -189,6 +200,19 @@ class Error(NamedTuple):
     client: int = 0
 
 
+class Holds(NamedTuple):
+    """Worker → supervisor: how many objects a session holds; said when it begins or ends to."""
+
+    session: Name
+    refs: int
+
+
+class Forget(NamedTuple):
+    """Supervisor → worker: a session is over; let go of all that it holds."""
+
+    session: Name
+
+
 class Ping(NamedTuple):
     """Either way: answer with a PONG that carries the same token."""
 
@@ -221,6 +245,8 @@ Message = (
     | Items
     | End
     | Error
+    | Holds
+    | Forget
     | Ping
     | Pong
     | Bye
@@ -240,6 +266,8 @@ KINDS: Final[dict[type[Message], Kind]] = {
     Items: Kind.ITEMS,
     End: Kind.END,
     Error: Kind.ERROR,
+    Holds: Kind.HOLDS,
+    Forget: Kind.FORGET,
     Ping: Kind.PING,
     Pong: Kind.PONG,
     Bye: Kind.BYE,
@@ -368,6 +396,7 @@ _OWN_CHECKS: Final[dict[str, Callable[[Any], bool]]] = {
     "Error.message": _is_text,
     "Call.id": _is_call_id,
     "Call.window": _is_window,
+    "Call.ttl_ms": _is_window,
 }
 """Fields that take less, or more, than their type says."""
 

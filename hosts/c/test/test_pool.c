@@ -34,8 +34,8 @@ static void start_service(void)
 {
     char command[1024];
     const char *vllmport = getenv("VLLMPORT");
-    snprintf(command, sizeof command, "exec %s serve --endpoint %s --model echo 2>>%s/log",
-             vllmport != NULL ? vllmport : "vllmport", endpoint, folder);
+    snprintf(command, sizeof command, "exec %s serve --endpoint %s --model echo %s/pool.toml 2>>%s/log",
+             vllmport != NULL ? vllmport : "vllmport", endpoint, folder, folder);
     service = fork();
     if (service == 0) {
         execl("/bin/sh", "sh", "-c", command, (char *)NULL);
@@ -245,6 +245,55 @@ static void a_killed_client_leaves_nothing(vp_pool *pool, const msgpack_sbuffer 
     until_unfinished(pool, 0);
 }
 
+/* Make a universal call that has one result; it lives until vp_end of what is returned. */
+static vp_call *universal(vp_pool *pool, const char *verb, const msgpack_sbuffer *args, const msgpack_object **value)
+{
+    vp_call *made = call(pool, "slow", verb, args, 30, false);
+    *value = NULL;
+    if (vp_next(made, value, &error) != VP_DONE)
+        *value = NULL;
+    return made;
+}
+
+static void a_ref_is_held_called_and_lost(vp_pool *pool)
+{
+    const msgpack_object *two, *value;
+    msgpack_sbuffer args;
+    vp_call *making, *made, *stream;
+    msgpack_sbuffer_init(&args);
+
+    EXPECT(vp_pack(&args, "{s: s, s: s, s: [s]}", "module", "decimal", "name", "Decimal", "args", "2.25"));
+    making = universal(pool, "ffi.call", &args, &two);
+    EXPECT(two != NULL && two->type == MSGPACK_OBJECT_EXT && two->via.ext.type == 13);
+    EXPECT(vp_pack(&args, "{s: o, s: s}", "ref", two, "name", "is_signed"));
+    made = universal(pool, "ffi.method", &args, &value);
+    EXPECT(value != NULL && value->type == MSGPACK_OBJECT_BOOLEAN && !value->via.boolean);
+    vp_end(made);
+    EXPECT(vp_pack(&args, "{s: o, s: s}", "ref", two, "name", "__class__"));
+    made = universal(pool, "ffi.attr", &args, &value);
+    EXPECT(value == NULL && strcmp(error.code, "not_allowed") == 0);
+    vp_end(made);
+
+    EXPECT(vp_pack(&args, "{s: s, s: s, s: [i]}", "module", "itertools", "name", "count", "args", 5L));
+    stream = call(pool, "slow", "ffi.call", &args, 30, true);
+    for (long number = 5; number < 700; number++)
+        EXPECT(vp_next(stream, &value, &error) == VP_ITEM && (long)value->via.u64 == number);
+    vp_end(stream);
+
+    kill((pid_t)worker_pid(pool, "slow"), SIGKILL);
+    EXPECT(vp_pack(&args, "{s: o, s: s}", "ref", two, "name", "is_signed"));
+    do {
+        made = universal(pool, "ffi.method", &args, &value);
+        vp_end(made);
+    } while (value != NULL);
+    EXPECT(strcmp(error.code, "session_lost") == 0 && strstr(error.exit, "SIGKILL") != NULL);
+    EXPECT(vp_pack(&args, "{s: [o]}", "refs", two));
+    vp_end(universal(pool, "ffi.release", &args, &value));
+    vp_end(universal(pool, "ffi.end", NULL, &value));
+    vp_end(making);
+    msgpack_sbuffer_destroy(&args);
+}
+
 static void what_cannot_be_reached_is_said(void)
 {
     EXPECT(vp_connect("ipc:///tmp/nobody-is-here.sock", &error) == NULL);
@@ -284,6 +333,7 @@ int main(void)
 {
     vp_pool *pool;
     msgpack_sbuffer endless, bad;
+    FILE *config;
     snprintf(folder, sizeof folder, "/tmp/vp-c-XXXXXX");
     EXPECT(mkdtemp(folder) != NULL);
     setenv("XDG_RUNTIME_DIR", folder, 1);
@@ -294,6 +344,9 @@ int main(void)
     prompt(&endless, "abc", 100000000);
     EXPECT(!vp_pack(&bad, "{s: x}", "a") && !vp_pack(&bad, "[i", 1L));
 
+    EXPECT(chdir(folder) == 0 && (config = fopen("pool.toml", "w")) != NULL);
+    fputs("[universal]\nmodules = ['decimal', 'itertools']\n", config);
+    fclose(config);
     start_service();
     pool = join();
     load(pool, "echo", "slow", "step_delay", 0.001);
@@ -302,6 +355,7 @@ int main(void)
     a_cancel_takes_a_stream_out(pool, &endless);
     several_calls_may_be_open(pool);
     a_killed_worker_ends_its_stream(pool, &endless);
+    a_ref_is_held_called_and_lost(pool);
     a_killed_client_leaves_nothing(pool, &endless);
     a_restarted_supervisor_is_reached_again(pool, &endless);
     what_cannot_be_reached_is_said();

@@ -18,7 +18,7 @@ defmodule VLLM do
   require Logger
 
   alias VLLM.{Arguments, CompletionOutput, Config, Error, LLM, LoRARequest, Pool, PoolingOutput}
-  alias VLLM.{PoolingParams, RequestOutput, SamplingParams, StructuredOutputs}
+  alias VLLM.{PoolingParams, Ref, RequestOutput, Runtime, SamplingParams, StructuredOutputs}
 
   @call_options [:priority, :request_id, :retry]
   @load_options [:name, :replicas, :env, :v1_multiprocessing, :loras, :preset]
@@ -332,9 +332,11 @@ defmodule VLLM do
   @doc "Options with an exact timeout in milliseconds."
   def timeout_ms(ms) when is_integer(ms) and ms > 0, do: [__runtime__: [timeout: ms]]
 
-  # Objects. What calls return are structs, so there is nothing remote to ask.
+  # Objects. What the verbs return are structs; what universal calls return may be refs.
 
-  @doc "Read a field of a result; nothing is asked of anybody."
+  @doc "Read a field of a result, for which nobody is asked, or an attribute of a ref."
+  def attr(%Ref{} = ref, name), do: Runtime.attr(ref, name)
+
   def attr(%module{} = object, name) do
     case Enum.find(Map.from_struct(object), fn {key, _} ->
            Atom.to_string(key) == to_string(name)
@@ -354,11 +356,16 @@ defmodule VLLM do
   def attr!(object, name), do: bang(attr(object, name))
 
   @doc """
-  Call a verb of the engine by its name: `method(llm, "reset_prefix_cache")`.
+  Call a method of a ref, or a verb of the engine by its name: `method(llm, "reset_prefix_cache")`.
 
   Named arguments are `opts`; `generate`, `chat`, `embed` and `encode` take their first one in `args`.
   """
   def method(object, name, args \\ [], opts \\ [])
+
+  def method(%Ref{} = ref, name, args, opts) do
+    {runtime, kwargs} = Arguments.split(opts)
+    Runtime.method(ref, name, args, kwargs, runtime)
+  end
 
   def method(%LLM{} = llm, name, [first], opts)
       when name in ["generate", "chat", "embed", "encode"],
@@ -374,27 +381,53 @@ defmodule VLLM do
 
   def method!(object, name, args \\ [], opts \\ []), do: bang(method(object, name, args, opts))
 
-  @doc "Only `get(\"vllm\", \"__version__\")`: no other Python attribute is reached from here."
-  def get(module, attribute)
-  def get("vllm", "__version__"), do: version()
+  @doc """
+  The value of a name in a Python module; of `"vllm", "__version__"` that of the interpreter.
 
-  def get(module, attribute),
-    do: unsupported("#{module}.#{attribute}: Python's modules stay on the pool's side")
+  Options as for `call/4`.
+  """
+  def get(module, attribute, opts \\ [])
+  def get("vllm", "__version__", _), do: version()
 
-  def get!(module, attribute), do: bang(get(module, attribute))
+  def get(module, attribute, opts) do
+    {runtime, _} = Arguments.split(opts)
+    with {:ok, llm} <- model(runtime), do: Runtime.get(llm, module, attribute, runtime)
+  end
 
-  @doc "Always an error with the reason: functions of Python modules are not called from here."
-  def call(module, function, args \\ [], opts \\ [])
+  def get!(module, attribute, opts \\ []), do: bang(get(module, attribute, opts))
 
-  def call(module, function, _, _),
-    do:
-      unsupported(
-        "#{module}.#{function}: Python's functions stay on the pool's side; use the verbs of a model"
-      )
+  @doc """
+  Call a documented function or class of Python: `call("vllm", "SamplingParams", [], max_tokens: 8)`.
+
+  Options are its named arguments, and `__runtime__: [llm: llm, …]` with the options of
+  `VLLM.Runtime`. Without `llm:` it is done in a worker of the one model that this VM holds.
+  """
+  def call(module, function, args \\ [], opts \\ []) do
+    {runtime, kwargs} = Arguments.split(opts)
+
+    with {:ok, llm} <- model(runtime),
+         do: Runtime.call(llm, module, function, args, kwargs, runtime)
+  end
+
+  defp model(runtime) do
+    case {runtime[:llm], runtime[:llm] || Pool.held()} do
+      {%LLM{} = llm, _} ->
+        {:ok, llm}
+
+      {nil, [name]} ->
+        {:ok, %LLM{name: name, model: name}}
+
+      {nil, held} ->
+        message = "this VM holds #{length(held)} models: say whose worker, __runtime__: [llm: llm]"
+        {:error, Error.invalid(:llm, held, message)}
+    end
+  end
 
   def call!(module, function, args \\ [], opts \\ []), do: bang(call(module, function, args, opts))
 
-  @doc "Always an error with the reason: results are values, and a model's arguments are given when it is loaded."
+  @doc "Set an attribute of a ref; results of verbs are values, and have none to set."
+  def set_attr(%Ref{} = ref, name, value), do: Runtime.set_attr(ref, name, value)
+
   def set_attr(_object, name, _value),
     do:
       unsupported(

@@ -16,7 +16,7 @@ defmodule VLLM.ApiTest do
     engine: 1..2,
     async_engine: 1..2,
     call: 2..4,
-    get: 2..2,
+    get: 2..3,
     method: 2..4,
     attr: 2..2,
     set_attr: 3..3,
@@ -77,13 +77,10 @@ defmodule VLLM.ApiTest do
   end
 
   test "what cannot be done says why" do
-    assert {:error, %VLLM.Error{code: :invalid_request}} = VLLM.call("math", "sqrt", [2])
-    assert {:error, %VLLM.Error{code: :invalid_request}} = VLLM.get("math", "pi")
     assert {:error, %VLLM.Error{}} = VLLM.set_attr(%VLLM.RequestOutput{}, "prompt", "x")
     assert {:error, %VLLM.Error{}} = VLLM.method("text", "upper")
     assert {:error, %VLLM.Error{message: message}} = VLLM.attr(%VLLM.CompletionOutput{}, :tokens)
     assert message =~ "token_ids"
-    assert_raise VLLM.Error, ~r/Python's functions/, fn -> VLLM.call!("math", "sqrt", [2]) end
     assert {:error, %VLLM.Error{}} = VLLM.lora_request(:name, 1, "/folder")
 
     assert {:error, %VLLM.Error{message: message}} =

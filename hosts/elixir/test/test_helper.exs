@@ -16,9 +16,10 @@ names = [
 
 config = Path.join(folder, "pool.toml")
 aliases = Enum.map(names, &"\"#{&1}\" = \"#{tiny}\"\n")
+modules = "[universal]\nmodules = [\"asyncio\", \"decimal\", \"fractions\", \"itertools\"]\n"
 
 # No process at hand: each model here is loaded once, and what stands by would take its time.
-File.write!(config, ["[policy]\nstandby = false\n[aliases]\n" | aliases])
+File.write!(config, ["[policy]\nstandby = false\n", modules, "[aliases]\n" | aliases])
 
 Application.put_env(:vllm, :pool, config)
 

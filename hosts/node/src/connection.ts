@@ -44,6 +44,9 @@ export interface CallHeader {
   priority?: number;
   request_id?: string;
   retry?: string;
+  session?: string;
+  affinity?: string;
+  ttl_ms?: number;
 }
 
 interface OpenCall {

@@ -74,6 +74,11 @@ export class PermissionDenied extends VllmportError {
   override readonly code = "permission_denied";
 }
 
+/** A universal call names, or would hand out, what is not on the allow-list. */
+export class NotAllowed extends VllmportError {
+  override readonly code = "not_allowed";
+}
+
 /** A bounded queue is full; come back after `retryAfter` seconds. */
 export class Overloaded extends VllmportError {
   override readonly code = "overloaded";
@@ -141,6 +146,20 @@ export class WorkerLost extends VllmportError {
   }
 }
 
+/** The objects of a session are gone: with their worker, or because it ended. */
+export class SessionLost extends VllmportError {
+  override readonly code = "session_lost";
+  /** How the worker ended, for people; "" if the session itself had ended. */
+  get exit(): string {
+    return String(this.details["exit"] ?? "");
+  }
+}
+
+/** A session would hold more objects than it may; nothing of the call is kept. */
+export class QuotaExceeded extends VllmportError {
+  override readonly code = "quota_exceeded";
+}
+
 /** The engine inside a worker died; the worker is replaced. */
 export class EngineDead extends VllmportError {
   override readonly code = "engine_dead";
@@ -168,6 +187,7 @@ export const ERRORS: ReadonlyMap<string, ErrorClass> = new Map<string, ErrorClas
   ["protocol_error", ProtocolError],
   ["invalid_request", InvalidRequest],
   ["permission_denied", PermissionDenied],
+  ["not_allowed", NotAllowed],
   ["overloaded", Overloaded],
   ["unavailable", Unavailable],
   ["deadline_exceeded", DeadlineExceeded],
@@ -178,6 +198,8 @@ export const ERRORS: ReadonlyMap<string, ErrorClass> = new Map<string, ErrorClas
   ["cuda_out_of_memory", CudaOutOfMemory],
   ["poison_request", PoisonRequest],
   ["worker_lost", WorkerLost],
+  ["session_lost", SessionLost],
+  ["quota_exceeded", QuotaExceeded],
   ["engine_dead", EngineDead],
   ["engine_error", EngineError],
 ]);

@@ -8,6 +8,7 @@ import { Link } from "./link.js";
 import type { EngineArgs, LoRARequest, SamplingParams } from "./params.js";
 import type { PoolStatus, Progress, RequestOutput } from "./results.js";
 import { type Ready, Stream } from "./stream.js";
+import { Session, type SessionOptions } from "./universal.js";
 
 const WINDOW = 256; // items of a stream that may be on their way before more are granted
 const CONTROL_MS = 60_000;
@@ -184,6 +185,11 @@ export class LLM {
   /** Answer a conversation, token by token. */
   streamChat(messages: ChatMessage[], params?: SamplingParams, options: ChatOptions = {}): Stream {
     return this.#stream("chat", conversation(messages, params, options), options);
+  }
+
+  /** Begin a session of universal calls: any documented object of vLLM, by name. */
+  session(options: SessionOptions = {}): Session {
+    return new Session(this.name, (call) => this.#ready(timeoutOf(call), call.signal), options);
   }
 
   async tokenize(prompt: string, options: CallOptions = {}): Promise<number[]> {

@@ -1,4 +1,4 @@
-// The deltas of one call, as they are generated.
+// The items of one call, as they come.
 
 import { cancelled } from "./calls.js";
 import type { CallHeader, Connection } from "./connection.js";
@@ -12,12 +12,12 @@ export interface Ready {
 }
 
 /**
- * Iterate with `for await`; leaving the loop early cancels the call. `result` holds the summary,
- * without outputs, once the stream has ended.
+ * Iterate with `for await`; leaving the loop early cancels the call. `result` holds what the call
+ * ended with.
  */
-export class Stream implements AsyncIterableIterator<Delta> {
-  result: RequestOutput | undefined;
-  #deltas: Delta[] = [];
+export class ItemStream<T, R> implements AsyncIterableIterator<T> {
+  result: R | undefined;
+  #items: T[] = [];
   #window: number;
   #taken = 0;
   #ended = false;
@@ -31,6 +31,8 @@ export class Stream implements AsyncIterableIterator<Delta> {
     connect: () => Promise<Ready>,
     header: CallHeader & { window: number },
     args: unknown,
+    itemsOf: (value: unknown) => T[],
+    resultOf: (value: unknown) => R,
     signal?: AbortSignal,
   ) {
     const abort = () => {
@@ -41,11 +43,11 @@ export class Stream implements AsyncIterableIterator<Delta> {
       if (this.#ended) return;
       const id = connection.submit(header, args, left, {
         item: (value) => {
-          this.#deltas.push(...(value as { outputs: Delta[] }).outputs);
+          this.#items.push(...itemsOf(value));
           this.#wake();
         },
         done: (value) => {
-          this.result = value as RequestOutput;
+          this.result = resultOf(value);
           this.#end();
         },
         failed: (error) => this.#end(error),
@@ -66,8 +68,8 @@ export class Stream implements AsyncIterableIterator<Delta> {
     return this;
   }
 
-  async next(): Promise<IteratorResult<Delta, undefined>> {
-    while (this.#deltas.length === 0) {
+  async next(): Promise<IteratorResult<T, undefined>> {
+    while (this.#items.length === 0) {
       if (this.#error !== undefined) {
         const error = this.#error;
         this.#error = undefined; // told once; after that the stream is at its end
@@ -76,7 +78,7 @@ export class Stream implements AsyncIterableIterator<Delta> {
       if (this.#ended) return { done: true, value: undefined };
       await new Promise<void>((resolve) => (this.#wake = resolve));
     }
-    const value = this.#deltas.shift() as Delta;
+    const value = this.#items.shift() as T;
     this.#taken += 1;
     if (this.#taken >= this.#window / 2 && !this.#ended) {
       this.#grant(this.#taken); // half of the window is read: the sender may go on
@@ -85,12 +87,12 @@ export class Stream implements AsyncIterableIterator<Delta> {
     return { done: false, value };
   }
 
-  async return(): Promise<IteratorResult<Delta, undefined>> {
+  async return(): Promise<IteratorResult<T, undefined>> {
     if (!this.#ended) {
       this.#end();
       this.#abandon();
     }
-    this.#deltas = [];
+    this.#items = [];
     return { done: true, value: undefined };
   }
 
@@ -99,5 +101,19 @@ export class Stream implements AsyncIterableIterator<Delta> {
     this.#ended = true;
     this.#error = error;
     this.#wake();
+  }
+}
+
+/** The deltas of one call; `result` holds the summary, without outputs, once the stream has ended. */
+export class Stream extends ItemStream<Delta, RequestOutput> {
+  /** @internal */
+  constructor(
+    connect: () => Promise<Ready>,
+    header: CallHeader & { window: number },
+    args: unknown,
+    signal?: AbortSignal,
+  ) {
+    const deltas = (value: unknown) => (value as { outputs: Delta[] }).outputs;
+    super(connect, header, args, deltas, (value) => value as RequestOutput, signal);
   }
 }

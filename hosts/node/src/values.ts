@@ -65,6 +65,16 @@ export class NdArray {
   }
 }
 
+/** An object that stays in its worker, as it travels. */
+export class Ref {
+  constructor(
+    readonly session: string,
+    readonly worker: string,
+    readonly number: number,
+    readonly type: string,
+  ) {}
+}
+
 const ITEM_SIZES: Readonly<Record<string, number>> = {
   bool: 1,
   int8: 1,
@@ -308,6 +318,23 @@ register(
     const data = typeof position === "number" ? context.buffers[position] : undefined;
     if (data === undefined) throw new ProtocolError(`there is no buffer ${String(position)}`);
     return new NdArray(dtype, shape, data);
+  },
+);
+register(
+  13,
+  (value, context) => {
+    if (!(value instanceof Ref)) return null;
+    return packWith([value.session, value.worker, value.number, value.type], context);
+  },
+  (body) => {
+    const fields = unpackHeader(body);
+    if (!Array.isArray(fields) || fields.length !== 4) throw new ProtocolError("a ref has four parts");
+    const [session, worker, number, type] = fields as unknown[];
+    const named = [session, worker, type].every((name) => typeof name === "string");
+    if (!named || !Number.isSafeInteger(number) || (number as number) < 1) {
+      throw new ProtocolError("a ref is [session, worker, number, type]");
+    }
+    return new Ref(session as string, worker as string, number as number, type as string);
   },
 );
 register(

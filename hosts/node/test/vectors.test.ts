@@ -5,7 +5,7 @@ import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import { ERRORS } from "../src/errors.js";
 import { type Entry, KINDS, type Message, decode, decodeHeader, encode, errorOf } from "../src/messages.js";
-import { Complex, Duration, FrozenSet, IsoTime, NdArray, Tuple, pack, unpack } from "../src/values.js";
+import { Complex, Duration, FrozenSet, IsoTime, NdArray, Ref, Tuple, pack, unpack } from "../src/values.js";
 import { PRODUCT } from "../src/version.js";
 
 type Tagged = [string, ...unknown[]];
@@ -53,6 +53,7 @@ const MEANINGS: Record<string, (...parts: any[]) => unknown> = {
   time: (text) => new IsoTime("time", text),
   timedelta: (parts: [number, number, number]) => new Duration(...parts),
   complex: ([one, two]) => new Complex(real(one), real(two)),
+  ref: ([session, worker, number, type]) => new Ref(session, worker, Number(number), type),
   ndarray: (dtype, shape, data) => new NdArray(dtype, shape, bytes(data)),
 };
 

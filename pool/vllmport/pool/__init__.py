@@ -22,12 +22,15 @@ if TYPE_CHECKING:
         GpuMemoryUtilization,
         InvalidRequest,
         KVCacheTooSmall,
+        NotAllowed,
         Overloaded,
         PermissionDenied,
         PoisonRequest,
         PoolClosed,
         PoolLost,
         ProtocolError,
+        QuotaExceeded,
+        SessionLost,
         StartupFailed,
         Unavailable,
         VllmportError,
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from vllmport.bridge.timeouts import with_timeout
     from vllmport.pool.client.aio import AsyncLLM, AsyncPool
     from vllmport.pool.client.aio_stream import AsyncStream
+    from vllmport.pool.client.aio_universal import AsyncItemStream, AsyncRef, AsyncSession
     from vllmport.pool.client.llm import LLM
     from vllmport.pool.client.params import (
         BeamSearchParams,
@@ -60,11 +64,15 @@ if TYPE_CHECKING:
     )
     from vllmport.pool.client.results import CompletionOutput, Delta, Logprob, RequestOutput
     from vllmport.pool.client.stream import Stream
+    from vllmport.pool.client.universal import ItemStream, Ref, Session
 
 __all__ = [
     "LLM",
+    "AsyncItemStream",
     "AsyncLLM",
     "AsyncPool",
+    "AsyncRef",
+    "AsyncSession",
     "AsyncStream",
     "BeamSearchOutput",
     "BeamSearchParams",
@@ -83,10 +91,12 @@ __all__ = [
     "EngineError",
     "GpuMemoryUtilization",
     "InvalidRequest",
+    "ItemStream",
     "KVCacheTooSmall",
     "LoRARequest",
     "Logprob",
     "Metric",
+    "NotAllowed",
     "Overloaded",
     "PermissionDenied",
     "PoisonRequest",
@@ -97,10 +107,14 @@ __all__ = [
     "PoolingParams",
     "PoolingRequestOutput",
     "ProtocolError",
+    "QuotaExceeded",
+    "Ref",
     "RequestOutput",
     "SamplingParams",
     "ScoringOutput",
     "ScoringRequestOutput",
+    "Session",
+    "SessionLost",
     "StartupFailed",
     "Stream",
     "StructuredOutputsParams",
@@ -114,6 +128,7 @@ _HOMES = {
     "vllmport.bridge.timeouts": ("with_timeout",),
     "vllmport.pool.client.aio": ("AsyncLLM", "AsyncPool"),
     "vllmport.pool.client.aio_stream": ("AsyncStream",),
+    "vllmport.pool.client.aio_universal": ("AsyncItemStream", "AsyncRef", "AsyncSession"),
     "vllmport.pool.client.llm": ("LLM",),
     "vllmport.pool.client.stream": ("Stream",),
     "vllmport.pool.client.params": (
@@ -137,6 +152,7 @@ _HOMES = {
         "ScoringOutput",
         "ScoringRequestOutput",
     ),
+    "vllmport.pool.client.universal": ("ItemStream", "Ref", "Session"),
     "vllmport.pool.client.results": ("CompletionOutput", "Delta", "Logprob", "RequestOutput"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

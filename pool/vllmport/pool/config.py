@@ -31,7 +31,7 @@ from vllmport.pool.config_models import local, specs_of
 from vllmport.pool.endpoint import is_tcp, private_dir, socket_path, tcp_address
 from vllmport.pool.interpreter import Interpreter, find_interpreter
 from vllmport.pool.layers import Layers, is_secret
-from vllmport.pool.plan import ECHO_MODEL, TINY_MODEL, ModelSpec, Plan, Policy, Security
+from vllmport.pool.plan import ECHO_MODEL, TINY_MODEL, ModelSpec, Plan, Policy, Security, Universal
 
 ENVIRONMENTS = ("dev", "test", "prod")
 """Names of environments that need no section in the file."""
@@ -127,6 +127,7 @@ class PoolConfig(BaseModel):
         aliases: Names as callers write them → folder or hub name.
         models: What to start at once and keep.
         policy: Limits and patience.
+        universal: What universal calls may do.
         security: Keys, where it listens on TCP.
     """
 
@@ -144,6 +145,7 @@ class PoolConfig(BaseModel):
     aliases: dict[str, str] = Field(default_factory=dict)
     models: dict[str, ModelConfig] = Field(default_factory=dict)
     policy: Policy = Field(default_factory=Policy)
+    universal: Universal = Field(default_factory=Universal)
     security: SecurityConfig | None = None
 
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
@@ -211,6 +213,7 @@ class PoolConfig(BaseModel):
             models=self.specs(),
             aliases=self.known_names(),
             policy=self.policy,
+            universal=self.universal,
             timeouts=self.timeouts.to_timeouts().to_wire(),
             config=self._file,
             log_level=self.log_level or ("debug" if self.verbose else "info"),
@@ -360,7 +363,7 @@ def _as_invalid_request(exc: ValidationError) -> InvalidRequest:
         known = [
             *(*PoolConfig.model_fields, "environments"),
             *(*TimeoutConfig.model_fields, *Policy.__dataclass_fields__),
-            *SecurityConfig.model_fields,
+            *(*SecurityConfig.model_fields, *Universal.__dataclass_fields__),
         ]
         close = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
         hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

@@ -130,6 +130,23 @@ class Security:
 
 
 @dataclass(frozen=True, slots=True)
+class Universal:
+    """What universal calls may do on each worker: `[universal]`.
+
+    Attributes:
+        modules: Further modules that they may reach, besides the documented API of vLLM.
+        max_refs: Objects that one session may hold.
+        max_sessions: Sessions at one time; each has a thread.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # read by config.py, never changed
+
+    modules: tuple[str, ...] = ()
+    max_refs: int = 100_000
+    max_sessions: int = 256
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Everything one supervisor needs to know.
 
@@ -144,6 +161,7 @@ class Plan:
         config: The file this was made of, if any, and a digest of what it said: `path`, `digest`.
         log_level: Of the supervisor, and of vLLM unless its own variable says otherwise.
         process_group_kill: Whether workers may rely on their group being killed with them.
+        universal: What universal calls may do.
         timeouts: What clients are told of time-outs, as `Timeouts.to_wire` makes it.
         owner_pid: The process this pool dies with; 0 for a service.
         security: Keys, where it listens on TCP.
@@ -156,6 +174,7 @@ class Plan:
     models: tuple[ModelSpec, ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)
     policy: Policy = field(default_factory=Policy)
+    universal: Universal = field(default_factory=Universal)
     timeouts: dict[str, Any] = field(default_factory=lambda: Timeouts().to_wire())
     config: dict[str, str] = field(default_factory=dict)
     log_level: str = "info"
@@ -175,6 +194,8 @@ class Plan:
             ModelSpec(**{**model, "notes": tuple(model["notes"])}) for model in data["models"]
         )
         data["policy"] = Policy(**data["policy"])
+        universal = data["universal"]
+        data["universal"] = Universal(**{**universal, "modules": tuple(universal["modules"])})
         if data["security"] is not None:
             data["security"] = Security(**data["security"])
         return cls(**data)

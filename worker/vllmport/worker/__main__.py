@@ -19,7 +19,7 @@ from typing import Any
 import zmq
 
 from vllmport.bridge.board import SIZE, SLOTS, Board
-from vllmport.bridge.codec import pack, unpack
+from vllmport.bridge.codec import Bytes, pack, unpack
 from vllmport.bridge.errors import EngineDead, StartupFailed, VllmportError
 from vllmport.bridge.limits import MAX_FRAME, PROTOCOL_VERSION
 from vllmport.bridge.messages import (
@@ -36,6 +36,8 @@ from vllmport.bridge.messages import (
 from vllmport.worker.engine import Engine
 from vllmport.worker.mode import SWITCH, choose_mode, proof
 from vllmport.worker.port import SocketPort
+from vllmport.worker.universal.allow import allow_list
+from vllmport.worker.universal.desk import Desk, Limits
 
 logger = logging.getLogger("vllmport.worker")
 
@@ -73,7 +75,8 @@ def _serve(socket: "zmq.Socket[bytes]", nonce: str) -> int:
         return 0
     worker, spec = loaded
     os.environ.update(spec["env"])
-    port = SocketPort(socket, worker, _map_board(spec["board"]))
+    board = _map_board(spec["board"])
+    port = SocketPort(socket, worker, board)
     with _watched(spec) as stands:
         try:
             engine = _load(spec, port)
@@ -82,7 +85,7 @@ def _serve(socket: "zmq.Socket[bytes]", nonce: str) -> int:
             socket.send_multipart(encode(error_message(exc), pack(exc.details)))
             logger.error("load failed: %s", exc.message)
             return EXIT_LOAD_FAILED
-        port.attach(engine)
+        port.attach(engine, _desk(spec, worker, board, engine, socket.send_multipart))
         capacity = min(engine.capacity, SLOTS)
         socket.send_multipart(encode(Ready(capacity, engine.mode), pack(engine.info)))
         stands()
@@ -99,6 +102,20 @@ def _serve(socket: "zmq.Socket[bytes]", nonce: str) -> int:
             return EXIT_ENGINE_DIED
     engine.close()
     return 0
+
+
+def _desk(
+    spec: Mapping[str, Any],
+    worker: str,
+    board: Board,
+    engine: Engine,
+    send: Callable[[list[Bytes]], object],
+) -> Desk:
+    """Open the desk for universal calls; nothing of it costs anything before the first."""
+    universal = spec["universal"]
+    allow = allow_list(spec["engine"], universal["modules"])
+    limits = Limits(universal["max_refs"], universal["max_sessions"])
+    return Desk(worker, board, allow, engine.roots, limits, send)
 
 
 @contextmanager

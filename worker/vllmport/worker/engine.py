@@ -5,7 +5,10 @@ knows neither sockets nor messages. All methods are called from the thread that 
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from vllmport.worker.universal.performing import Root
 
 Key = tuple[int, int]
 """Names one call in this worker: (client, call id)."""
@@ -90,6 +93,7 @@ class Engine(Protocol):
         steps: How many steps it has made so far.
         asleep: Whether it was told to sleep, and not woken since.
         info: What the engine resolved its arguments to; plain data.
+        roots: What of it universal calls may have, by name: copies, made for each session.
     """
 
     mode: str
@@ -98,6 +102,7 @@ class Engine(Protocol):
     steps: int
     asleep: bool
     info: dict[str, Any]
+    roots: "dict[str, Root]"
 
     def submit(self, request: Request) -> None:
         """Check a request and start it.

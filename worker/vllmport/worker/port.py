@@ -4,10 +4,11 @@ Owns the socket and the table of open calls. It knows no engine but the interfac
 """
 
 import logging
+import select
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zmq
 
@@ -23,7 +24,6 @@ from vllmport.bridge.errors import (
     ProtocolError,
     VllmportError,
     WorkerLost,
-    shown,
 )
 from vllmport.bridge.messages import (
     Bye,
@@ -31,6 +31,7 @@ from vllmport.bridge.messages import (
     Cancel,
     Credit,
     End,
+    Forget,
     Items,
     Message,
     Ping,
@@ -38,12 +39,16 @@ from vllmport.bridge.messages import (
     Progress,
     decode,
     encode,
-    error_message,
 )
 from vllmport.bridge.timeouts import from_wire, milliseconds
+from vllmport.bridge.universal import UNIVERSAL
+from vllmport.worker.answers import as_ours, error_frames
 from vllmport.worker.deltas import merge
 from vllmport.worker.engine import Engine, Key, Partial, Request
 from vllmport.worker.replay import DivergedError, Replay
+
+if TYPE_CHECKING:
+    from vllmport.worker.universal.desk import Desk
 
 logger = logging.getLogger("vllmport.worker")
 
@@ -113,6 +118,9 @@ class SocketPort:
         self._worker = worker
         self._board = board
         self._engine: Engine | None = None
+        self._desk: Desk | None = None
+        self._ready = select.epoll()
+        self._ready.register(int(socket.getsockopt(zmq.FD)), select.EPOLLIN)
         self._engine_died = False
         self._tokens = 0
         self._calls: dict[Key, _OpenCall] = {}
@@ -126,28 +134,37 @@ class SocketPort:
             Credit: self._on_credit,
             Ping: self._on_ping,
             Bye: self._on_bye,
+            Forget: self._on_forget,
         }
 
-    def attach(self, engine: Engine) -> None:
-        """Give the calls that come from now on to this engine."""
+    def attach(self, engine: Engine, desk: "Desk | None" = None) -> None:
+        """Give the calls that come from now on to this engine, universal ones to the desk."""
         self._engine = engine
+        self._desk = desk
+        if desk is not None:
+            self._ready.register(desk.fileno(), select.EPOLLIN)
 
     # What a driver calls.
 
     def fileno(self) -> int:
-        return int(self._socket.getsockopt(zmq.FD))
+        return self._ready.fileno()
 
     def next_deadline(self) -> float:
-        return self._deadlines.next()
+        due = self._deadlines.next()
+        return due if self._desk is None else min(due, self._desk.next_deadline())
 
     def receive(self, timeout: float) -> None:
         if self._engine is not None:
             self._board.turn(self._engine.steps, self._tokens, asleep=self._engine.asleep)
         if timeout > 0 and not self._has_message():
-            self._socket.poll(milliseconds(timeout))
+            self._wait_for_news(timeout)
         while self._has_message():
             self._handle(self._socket.recv_multipart())
-        self._expire(time.monotonic())
+        now = time.monotonic()
+        if self._desk is not None:
+            self._desk.collect()
+            self._desk.expire(now)
+        self._expire(now)
 
     def delta(self, key: Key, value: dict[str, Any]) -> None:
         call = self._calls.get(key)
@@ -188,7 +205,7 @@ class SocketPort:
         if call is None:
             return
         self._send_items(key[0], {key: call})  # what came before the failure still counts
-        self._send_error(key, call, _as_ours(error))
+        self._send_error(key, call, as_ours(error))
 
     def fail_all(self, error: BaseException) -> None:
         """Fail every open call; where the engine died, those that it had started."""
@@ -214,6 +231,11 @@ class SocketPort:
 
     # What comes from the supervisor.
 
+    def _wait_for_news(self, timeout: float) -> None:
+        """Wait until something came, or may have: the socket's descriptor tells of more."""
+        left = milliseconds(timeout)
+        self._ready.poll(None if left is None else left / 1000)
+
     def _has_message(self) -> bool:
         return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
@@ -232,6 +254,9 @@ class SocketPort:
             handler(message)
 
     def _on_call(self, call: Call, payload: Bytes, buffers: list[Bytes]) -> None:
+        if self._desk is not None and call.verb in UNIVERSAL:
+            self._desk.call(call, payload, buffers)
+            return
         key = (call.client, call.id)
         opened = _OpenCall(call, self._board.hold(call.client, call.id, Held.STARTED))
         self._calls[key] = opened
@@ -256,7 +281,10 @@ class SocketPort:
             self.fail(key, exc)
 
     def _on_cancel(self, message: Cancel) -> None:
-        self._give_up((message.client, message.id), Cancelled, "the caller cancelled the call")
+        key = (message.client, message.id)
+        self._give_up(key, Cancelled, "the caller cancelled the call")
+        if self._desk is not None:
+            self._desk.cancel(key)
 
     def _on_credit(self, message: Credit) -> None:
         key = (message.client, message.id)
@@ -265,6 +293,12 @@ class SocketPort:
             call.credit += message.room
             if call.pending is not None:
                 self._dirty[key] = call
+        elif self._desk is not None:
+            self._desk.credit(key, message.room)
+
+    def _on_forget(self, message: Forget) -> None:
+        if self._desk is not None:
+            self._desk.forget(message.session)
 
     def _on_ping(self, message: Ping) -> None:
         stats = self._engine.stats() if self._engine is not None else {}
@@ -402,14 +436,7 @@ class SocketPort:
 
     def _send_error(self, key: Key, call: _OpenCall, error: VllmportError) -> None:
         error.worker, error.attempt = self._worker, call.attempt
-        client, call_id = key
-        header = error_message(error, call_id, client)
-        details = error.details_for(call.request_id)
-        try:
-            packed = pack(details)
-        except InvalidRequest:  # details hold what a caller sent; say at least what went wrong
-            packed = pack({name: shown(value) for name, value in details.items()})
-        self._socket.send_multipart(encode(header, packed))
+        self._socket.send_multipart(error_frames(key, call.request_id, error))
 
 
 def _diverged(call: _OpenCall, exc: DivergedError) -> WorkerLost:
@@ -422,10 +449,3 @@ def _diverged(call: _OpenCall, exc: DivergedError) -> WorkerLost:
 
 def _cannot_travel(exc: InvalidRequest) -> EngineError:
     return EngineError(f"the engine's output cannot travel: {exc}")
-
-
-def _as_ours(error: BaseException) -> VllmportError:
-    if isinstance(error, VllmportError):
-        return error
-    name = f"{type(error).__module__}.{type(error).__qualname__}"
-    return EngineError(f"{type(error).__name__}: {error}", details={"class": name})

@@ -8,7 +8,7 @@ defmodule VLLM.Error do
   """
 
   @codes ~w(connect_failed pool_lost pool_closed protocol_error invalid_request permission_denied
-    overloaded unavailable deadline_exceeded cancelled startup_failed kv_cache_too_small
+    not_allowed overloaded session_lost quota_exceeded unavailable deadline_exceeded cancelled startup_failed kv_cache_too_small
     gpu_memory_utilization cuda_out_of_memory poison_request worker_lost engine_dead engine_error)a
          |> Map.new(&{Atom.to_string(&1), &1})
 

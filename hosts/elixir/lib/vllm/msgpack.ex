@@ -7,7 +7,7 @@ defmodule VLLM.Msgpack do
   binaries travel as binary data. What arrives as binary data is a binary.
   """
 
-  alias VLLM.{Array, Bytes, Complex, Duration, Symbol}
+  alias VLLM.{Array, Bytes, Complex, Duration, Ref, Symbol}
 
   @max_payload 16_777_216
   @max_depth 16
@@ -99,6 +99,11 @@ defmodule VLLM.Msgpack do
       {body, _} = pack([array.dtype, array.shape, %Bytes{data: array.data}], state)
       {ext(11, body), state}
     end
+  end
+
+  defp pack(%Ref{} = ref, state) do
+    {body, _} = pack([ref.session, ref.worker, ref.number, ref.type], {[], 0})
+    {ext(13, body), state}
   end
 
   defp pack(%module{} = value, _), do: refuse(value, "#{inspect(module)} has no form on the wire")
@@ -293,6 +298,18 @@ defmodule VLLM.Msgpack do
       array(dtype, shape, data)
     else
       _ -> bad("a buffer that is not there")
+    end
+  end
+
+  defp read_ext(13, body, state) do
+    case read_all(body, state) do
+      [session, worker, number, type]
+      when is_binary(session) and is_binary(worker) and is_binary(type) and is_integer(number) and
+             number > 0 ->
+        %Ref{session: session, worker: worker, number: number, type: type}
+
+      _ ->
+        bad("a ref is [session, worker, number, type]")
     end
   end
 

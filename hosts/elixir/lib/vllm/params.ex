@@ -25,6 +25,7 @@ defmodule VLLM.LLM do
   @moduledoc "A model of the pool: what calls name. It is plain data and may be sent to any process."
   @enforce_keys [:name, :model]
   defstruct [:name, :model]
+  @type t :: %__MODULE__{name: String.t(), model: String.t()}
 end
 
 defmodule VLLM.Arguments do

@@ -32,6 +32,9 @@ defmodule VLLM.Pool do
       priority: 0,
       request_id: "",
       retry: "",
+      session: "",
+      affinity: "",
+      ttl_ms: 0,
       hold: false
     ]
   end
@@ -75,6 +78,9 @@ defmodule VLLM.Pool do
       priority: opts[:priority] || 0,
       request_id: opts[:request_id] || Base.encode16(:crypto.strong_rand_bytes(6), case: :lower),
       retry: to_string(opts[:retry] || ""),
+      session: opts[:session] || "",
+      affinity: opts[:affinity] || "",
+      ttl_ms: opts[:ttl_ms] || 0,
       hold: opts[:hold] || false
     }
   end
@@ -146,6 +152,9 @@ defmodule VLLM.Pool do
   @doc "Give back a model that calls with `hold: true` loaded."
   def release(name), do: GenServer.call(__MODULE__, {:release, name})
 
+  @doc "The names of the models that are held."
+  def held, do: GenServer.call(__MODULE__, :held)
+
   @doc "The port's process, for those who watch it, and the run of the supervisor: both may be nil."
   def info, do: GenServer.call(__MODULE__, :info)
 
@@ -214,6 +223,8 @@ defmodule VLLM.Pool do
     os_pid = state.port && elem(Port.info(state.port, :os_pid) || {:os_pid, nil}, 1)
     {:reply, %{os_pid: os_pid, epoch: state.epoch, phase: state.phase}, state}
   end
+
+  def handle_call(:held, _, state), do: {:reply, Map.keys(state.held), state}
 
   def handle_call({:release, name}, _, state) do
     case state.held do
@@ -453,7 +464,10 @@ defmodule VLLM.Pool do
       window: request.window,
       priority: request.priority,
       request_id: request.request_id,
-      retry: request.retry
+      retry: request.retry,
+      session: request.session,
+      affinity: request.affinity,
+      ttl_ms: request.ttl_ms
     }
 
     state = %{

@@ -24,6 +24,16 @@ defmodule VLLM.Complex do
   defstruct [:real, :imaginary]
 end
 
+defmodule VLLM.Ref do
+  @moduledoc """
+  An object that stays in its worker. `session`, `worker`, `number` and `type` are what the pool says
+  of it, `scope` is how the calls of its session are made; see `VLLM.Runtime`.
+  """
+  @enforce_keys [:session, :worker, :number, :type]
+  defstruct [:session, :worker, :number, :type, :scope]
+  @type t :: %__MODULE__{}
+end
+
 defmodule VLLM.Array do
   @moduledoc "An n-dimensional array as bytes: C order, little-endian; `dtype` is `\"float32\"` and the like."
   @enforce_keys [:dtype, :shape, :data]

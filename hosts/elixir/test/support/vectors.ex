@@ -1,7 +1,7 @@
 defmodule VLLM.Vectors do
   @moduledoc "Reads the conformance vectors. Elixir 1.14 has no JSON of its own."
 
-  alias VLLM.{Array, Bytes, Complex, Duration, Symbol}
+  alias VLLM.{Array, Bytes, Complex, Duration, Ref, Symbol}
 
   def read(file, group) do
     path = Path.expand("../../../../bridge/vectors/#{file}.json", __DIR__)
@@ -33,6 +33,9 @@ defmodule VLLM.Vectors do
 
   def value(["ndarray", dtype, shape, hex]),
     do: %Array{dtype: dtype, shape: shape, data: bytes(hex)}
+
+  def value(["ref", [session, worker, number, type]]),
+    do: %Ref{session: session, worker: worker, number: String.to_integer(number), type: type}
 
   def value(["datetime", text]) do
     case DateTime.from_iso8601(text) do

@@ -16,6 +16,7 @@ from vllmport.bridge.messages import Call
 from vllmport.bridge.timeouts import Timeouts
 from vllmport.pool.client.adapters import Adapters
 from vllmport.pool.client.aio_stream import AsyncStream
+from vllmport.pool.client.aio_universal import AsyncSession
 from vllmport.pool.client.aio_verbs import AsyncEngineVerbs
 from vllmport.pool.client.batch import Batch
 from vllmport.pool.client.connection import Connection
@@ -24,6 +25,7 @@ from vllmport.pool.client.loop import LoopMailbox
 from vllmport.pool.client.mailbox import Done, Failed
 from vllmport.pool.client.pool import CONTROL_TIMEOUT, RESTART_TIMEOUT, Pool, announce_demonstration
 from vllmport.pool.client.progress import batch_bar
+from vllmport.pool.client.refs import Terms
 from vllmport.pool.client.requests import (
     Extras,
     Limits,
@@ -182,6 +184,20 @@ class AsyncLLM(AsyncEngineVerbs):
     async def engine_config(self) -> dict[str, Any]:
         """Return what the engine resolved its arguments to."""
         return dict(await self._pool.call("engine_config", {"name": self.name}))
+
+    def session(
+        self,
+        name: str | None = None,
+        *,
+        affinity: str = "hint",
+        ttl: float | None = None,
+        timeout: float | None = None,
+        timeout_profile: str | None = None,
+    ) -> AsyncSession:
+        """Begin a session of universal calls; see `LLM.session`."""
+        terms = Terms.of(self.name, name, affinity, ttl)
+        seconds = self._seconds(timeout, timeout_profile)
+        return AsyncSession(terms, self.connection, seconds)
 
     async def aclose(self) -> None:
         """Give up this handle's lease; the engine stops with the last one, unless declared."""

@@ -18,6 +18,7 @@ from vllmport.pool.client.drop_in import VllmMethods
 from vllmport.pool.client.link import Link
 from vllmport.pool.client.mailbox import Done, Failed, Item, ThreadMailbox
 from vllmport.pool.client.progress import batch_bar, load_line
+from vllmport.pool.client.refs import Terms
 from vllmport.pool.client.requests import (
     Extras,
     Limits,
@@ -37,6 +38,7 @@ from vllmport.pool.client.requests import (
 from vllmport.pool.client.results import RequestOutput, result_from
 from vllmport.pool.client.stream import Stream
 from vllmport.pool.client.telling import tell
+from vllmport.pool.client.universal import Session
 from vllmport.pool.client.verbs import EngineVerbs
 
 if TYPE_CHECKING:
@@ -267,6 +269,33 @@ class LLM(EngineVerbs, VllmMethods):
     def engine_config(self) -> dict[str, Any]:
         """Return what the engine resolved its arguments to."""
         return dict(self._pool.call("engine_config", {"name": self.name}))
+
+    def session(
+        self,
+        name: str | None = None,
+        *,
+        affinity: str = "hint",
+        ttl: float | None = None,
+        timeout: float | None = None,
+        timeout_profile: str | None = None,
+    ) -> Session:
+        """Begin a session of universal calls: any documented object of the library, by name.
+
+        Args:
+            name: None for a session of this connection alone; else other clients of the same user
+                may use it as well, and it lives on for `ttl` seconds after its last call.
+            affinity: What becomes of a call whose session's worker has no room: "hint" (it goes to
+                another if nothing is held), "strict_queue" (it waits), "strict_fail_fast".
+            ttl: Only with a name; an hour if None.
+            timeout: Seconds for each call.
+            timeout_profile: As for `generate`.
+
+        Raises:
+            InvalidRequest: An argument cannot be meant.
+        """
+        terms = Terms.of(self.name, name, affinity, ttl)
+        seconds = self._seconds(timeout, timeout_profile)
+        return Session(terms, self._connection, seconds)
 
     # Life.
 

@@ -3,8 +3,8 @@
 Pure: names, roles and counts. `door.py` reads the file and speaks to ZeroMQ.
 
 Loading a model is code execution, and so is whatever names code or a file on the server: that
-takes the role `admin`. `call` is for what is loaded already. A client on a local socket is the
-user that the pool belongs to, and may do everything.
+takes the role `admin`. `call` is for what is loaded already, `ffi` for universal calls besides. A
+client on a local socket is the user that the pool belongs to, and may do everything.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,6 +21,7 @@ from vllmport.bridge.errors import (
     shown,
 )
 from vllmport.bridge.messages import Call
+from vllmport.bridge.universal import UNIVERSAL
 
 QUOTA_PAUSE: Final = 0.25
 """Seconds after which a key that has used up its quota may try again."""
@@ -65,6 +66,7 @@ class Role(StrEnum):
     """What a key is for."""
 
     CALL = "call"
+    FFI = "ffi"
     ADMIN = "admin"
 
 
@@ -144,10 +146,13 @@ def forbidden(guest: Guest, call: Call, packed: Packed) -> VllmportError | None:
     """
     if guest.role is Role.ADMIN:
         return None
-    if call.verb not in (CALL_ENGINE_VERBS if call.model else CALL_POOL_VERBS):
-        return _denied(guest, f"the verb {shown(call.verb)}")
     if call.priority < 0:
         return _denied(guest, "a priority below 0")
+    if call.model and call.verb in UNIVERSAL:
+        allowed = guest.role is Role.FFI
+        return None if allowed else _denied(guest, "a universal call", Role.FFI)
+    if call.verb not in (CALL_ENGINE_VERBS if call.model else CALL_POOL_VERBS):
+        return _denied(guest, f"the verb {shown(call.verb)}")
     if call.model or call.verb == "load":
         what = _beyond_call(call, packed)
         return _denied(guest, what) if what else None
@@ -202,9 +207,9 @@ def _beyond_call(call: Call, packed: Packed) -> str:
     return ""
 
 
-def _denied(guest: Guest, what: str) -> PermissionDenied:
-    text = f"{what} takes the role admin, and {guest.name!r} has {guest.role}"
-    return PermissionDenied(text, details={"role": Role.ADMIN.value})
+def _denied(guest: Guest, what: str, role: Role = Role.ADMIN) -> PermissionDenied:
+    text = f"{what} takes the role {role}, and {guest.name!r} has {guest.role}"
+    return PermissionDenied(text, details={"role": role.value})
 
 
 def _full(guest: Guest, quota: str, limit: int, words: str) -> Overloaded:

@@ -15,6 +15,7 @@ from vllmport.bridge.messages import (
     Bye,
     End,
     Error,
+    Holds,
     Items,
     Message,
     Pong,
@@ -69,6 +70,7 @@ class Back:
             Pong: lambda w, m, frames, _: control.pong(w, m.token, unpack(frames[1])),
             Progress: self._on_progress,
             Ready: self._on_ready,
+            Holds: lambda w, m, _f, _: dispatcher.holds(w, m),
         }
 
     def on_messages(self) -> None:
@@ -152,7 +154,7 @@ class Back:
         logger.error("failed worker=%s: %s", worker, error.message)
         if worker not in self._standbys:
             self._fleet.failed(worker, error)
-            self._dispatcher.worker_draining(worker)  # it is about to exit
+            self._dispatcher.worker_draining(worker, now)  # it is about to exit
 
 
 def _bad_group(message: Register) -> StartupFailed | None:

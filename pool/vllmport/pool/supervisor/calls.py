@@ -6,16 +6,17 @@ Pure: plain records with their own small changes; `dispatch.py` decides.
 import heapq
 import math
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from vllmport.bridge.codec import Packed, pack
-from vllmport.bridge.errors import VllmportError
+from vllmport.bridge.errors import SessionLost, VllmportError
 from vllmport.bridge.messages import Call
 from vllmport.bridge.states import CALL_TRANSITIONS, CallEvent, CallState, advance
 from vllmport.bridge.timeouts import from_wire
 from vllmport.pool.supervisor.load import LeastLoaded
+from vllmport.pool.supervisor.sessions import Session, lost
 
 Key = tuple[int, int]
 """(client, call id)."""
@@ -34,10 +35,12 @@ class ModelQueue:
     Attributes:
         bytes: Size of the arguments of the calls that wait.
         kept: Size of the arguments kept of calls that run.
+        pinned: Worker → calls that wait for it and no other.
     """
 
     name: str
-    heap: list[tuple[int, int, "OpenCall"]] = field(default_factory=list)
+    heap: "Heap" = field(default_factory=list)
+    pinned: "dict[str, Heap]" = field(default_factory=dict)
     waiting: int = 0
     bytes: int = 0
     kept: int = 0
@@ -56,9 +59,48 @@ class ModelQueue:
         """Count a call out; it leaves the heap when it comes to the front."""
         self.waiting -= 1
         self.bytes -= call.size
-        if len(self.heap) > 2 * self.waiting + 64:  # most of it is over: it expired, was cancelled
-            self.heap = [entry for entry in self.heap if entry[2].state is CallState.QUEUED]
-            heapq.heapify(self.heap)
+        if (
+            sum(map(len, self.heaps())) > 2 * self.waiting + 64
+        ):  # most of it is over: it expired, was cancelled
+            for heap in self.heaps():
+                heap[:] = filter(_waits, heap)
+                heapq.heapify(heap)
+
+    def heaps(self) -> "Sequence[Heap]":
+        """Return all heaps of this queue."""
+        return [self.heap, *self.pinned.values()] if self.pinned else (self.heap,)
+
+    def ready_heap(self) -> "Heap | None":
+        """Return where the first call is that a worker has room for; None if there is none."""
+        free = self.heap if self.heap and self.workers.pick() is not None else None
+        if not self.pinned:
+            return free
+        heaps = [heap for worker, heap in self.pinned.items() if self._is_ready(worker, heap)]
+        if free is not None:
+            heaps.append(free)
+        return min(heaps, key=lambda heap: heap[0][:2], default=None)
+
+    def pin(self, call: "OpenCall", worker: str) -> None:
+        """Let the first call of the heap wait for one worker alone."""
+        heapq.heappush(self.pinned.setdefault(worker, []), heapq.heappop(self.heap))
+        call.pinned = worker
+
+    def unpin(self, worker: str) -> "list[OpenCall]":
+        """Let those that waited for one worker wait for any; return them."""
+        found = [entry for entry in self.pinned.pop(worker, ()) if _waits(entry)]
+        for entry in found:
+            entry[2].pinned = ""
+            heapq.heappush(self.heap, entry)
+        return [entry[2] for entry in found]
+
+    def take_all(self) -> "list[OpenCall]":
+        """Empty the queue; return those that waited."""
+        found = [entry[2] for heap in self.heaps() for entry in heap if _waits(entry)]
+        self.heap, self.pinned = [], {}
+        return found
+
+    def _is_ready(self, worker: str, heap: "Heap") -> bool:
+        return bool(heap) and self.workers.has_room(worker)
 
     def finished(self, now: float) -> None:
         """Learn how quickly calls end, for `retry_after`."""
@@ -77,6 +119,8 @@ class OpenCall:
         deaths: How each worker ended that died after it had started this call.
         given_up: Whether its caller sent CANCEL.
         delivered: What its client has of the stream, where it may be run again; else None.
+        session: The session it belongs to, if to one.
+        pinned: The only worker that it waits for, or "".
     """
 
     __slots__ = (
@@ -91,8 +135,10 @@ class OpenCall:
         "key",
         "lost_by",
         "packed",
+        "pinned",
         "place",
         "queue",
+        "session",
         "size",
         "state",
         "worker",
@@ -108,6 +154,8 @@ class OpenCall:
         self.state = CallState.QUEUED
         self.queue: ModelQueue
         self.place = (header.priority, 0)
+        self.session: Session | None = None
+        self.pinned = ""
         self.worker = ""
         self.attempt = 0
         self.kept = False
@@ -140,7 +188,13 @@ class OpenCall:
     def for_worker(self, remaining_ms: int | None) -> tuple[Call, Packed]:
         """Return header and arguments as the next worker gets them."""
         header = self.header._replace(
-            remaining_ms=remaining_ms, client=self.key[0], attempt=self.attempt, retry=""
+            remaining_ms=remaining_ms,
+            client=self.key[0],
+            attempt=self.attempt,
+            retry="",
+            session=self.session.id if self.session is not None else "",
+            affinity="",
+            ttl_ms=0,
         )
         if self.delivered is None:
             return header, self.packed
@@ -150,12 +204,24 @@ class OpenCall:
         payload = b"".join((_ARRAY_OF_TWO, self.packed.payload, before))
         return header._replace(retry=RESUME), Packed(payload, self.packed.buffers)
 
+    def lost_session(self) -> SessionLost | None:
+        """Return why its session cannot have it any more, if that is so."""
+        return lost(self.session, self.header) if self.session is not None else None
+
     def _stop_keeping(self, *, forget: bool) -> None:
         if self.kept:
             self.kept = False
             self.queue.kept -= self.size
         if forget:
             self.packed = _NO_ARGUMENTS
+
+
+Heap = list[tuple[int, int, OpenCall]]
+"""Calls in the order of priority and arrival."""
+
+
+def _waits(entry: tuple[int, int, OpenCall]) -> bool:
+    return entry[2].state is CallState.QUEUED
 
 
 class _Output:

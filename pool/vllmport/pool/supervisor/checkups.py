@@ -78,7 +78,7 @@ class Checkups:
 
     def _vitals(self, worker: Worker, pids: Sequence[int]) -> Vitals:
         board = self._incarnations.board(worker.id)
-        in_flight = self._dispatcher.in_flight(worker.id)
+        in_flight = self._dispatcher.owed_by(worker.id)
         if not in_flight:
             pids = pids[:1]
         elif worker.mode == "on" and len(pids) > 1:

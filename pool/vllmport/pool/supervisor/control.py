@@ -339,6 +339,7 @@ class Control:
             "stage": worker.stage,
             "mode": worker.mode,
             "in_flight": self._dispatcher.in_flight(worker_id),
+            "sessions": self._dispatcher.sessions_on(worker_id),
             "unfinished": self._stats.get(worker_id, {}).get("unfinished", 0),
             "steps": self._stats.get(worker_id, {}).get("steps", 0),
             "restarts": worker.restarts,

@@ -7,6 +7,7 @@ waits for room before each start, sends each worker what to load, looks at each 
 import signal
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Final
 
 from vllmport.bridge.codec import pack
@@ -51,6 +52,7 @@ class Crew:
     ) -> None:
         self._workers = workers
         self._abort_grace = plan.policy.abort_grace
+        self._universal = asdict(plan.universal)
         self._fleet = deciders.fleet
         self._standbys = deciders.standbys
         self._dispatcher = deciders.dispatcher
@@ -267,6 +269,7 @@ class Crew:
             "prepare": prepare,
             "env": dict(env),
             "abort_grace": self._abort_grace,
+            "universal": self._universal,
         }
         self._workers.send(worker, encode(Load(worker), pack(payload)))
 

@@ -20,16 +20,21 @@ from vllmport.bridge.messages import (
     Credit,
     End,
     Error,
+    Forget,
+    Holds,
     Items,
+    Result,
     encode,
     error_message,
 )
 from vllmport.bridge.states import CallEvent, CallState
 from vllmport.bridge.timeouts import to_wire
+from vllmport.bridge.universal import UNIVERSAL, Affinity, Verb
 from vllmport.pool.supervisor import verdicts
 from vllmport.pool.supervisor.access import Usage
-from vllmport.pool.supervisor.calls import RESUME, Key, ModelQueue, OpenCall
+from vllmport.pool.supervisor.calls import RESUME, Heap, Key, ModelQueue, OpenCall
 from vllmport.pool.supervisor.events import EventLog
+from vllmport.pool.supervisor.sessions import Sessions, bad_terms, belongs
 
 GRACE: Final = DEADLINE_GRACE_MS / 1000
 
@@ -86,6 +91,8 @@ class Dispatcher:
         self._abort_grace = abort_grace
         self._aborted: Deadlines[Key] = Deadlines()  # until their worker has let go of them
         self._stuck: dict[str, None] = {}
+        self._outstayed: dict[str, None] = {}
+        self._sessions = Sessions()
         self._events = events
         self._max_queue = max_queue
         self._max_queue_bytes = max_queue_bytes
@@ -108,16 +115,23 @@ class Dispatcher:
     def take_outgoing(self) -> list[ToClient | ToWorker]:
         """Hand over what has to be sent, in order. The caller must send all of it."""
         outgoing, self._outgoing = self._outgoing, []
+        for worker, session in self._sessions.take_forgets():
+            outgoing.append(ToWorker(worker, encode(Forget(session))))
         return outgoing
 
     def next_deadline(self) -> float:
         """Return when `expire` has to be called at the latest."""
-        return min(self._due.next(), self._aborted.next())
+        return min(self._due.next(), self._aborted.next(), self._sessions.next_deadline())
 
     def take_stuck(self) -> list[str]:
         """Hand over the workers that did not let go of a call in time."""
         stuck, self._stuck = self._stuck, {}
         return list(stuck)
+
+    def take_outstayed(self) -> list[str]:
+        """Hand over the workers in which a universal call computes on after it was given up."""
+        outstayed, self._outstayed = self._outstayed, {}
+        return list(outstayed)
 
     # Models and workers.
 
@@ -129,10 +143,8 @@ class Dispatcher:
         """Fail what waits for this model and all that comes, until `add_model` again."""
         queue = self._models[name]
         queue.refusal = error
-        for _, _, call in queue.heap:
-            if call.state is CallState.QUEUED:
-                self._answer(call, error, CallEvent.FINISHED)
-        queue.heap.clear()
+        for call in queue.take_all():
+            self._answer(call, error, CallEvent.FINISHED)
 
     def remove_model(self, name: str, error: VllmportError) -> None:
         """Forget a model; what waits for it fails with `error`."""
@@ -150,11 +162,15 @@ class Dispatcher:
         queue.workers.add(worker, capacity)
         self._dispatch(queue, now)
 
-    def worker_draining(self, worker: str) -> None:
-        """Give this worker nothing new."""
+    def worker_draining(self, worker: str, now: float, why: str = "it is being replaced") -> None:
+        """Give this worker nothing new; what sessions hold there is lost, and `why` says how."""
         queue = self._models.get(self._model_of.get(worker, ""))
+        self._sessions.worker_gone(worker, why)
         if queue is not None:
             queue.workers.remove(worker)
+            for call in queue.unpin(worker):
+                self._fail_if_lost(call)
+            self._dispatch(queue, now)
 
     def worker_gone(
         self,
@@ -176,7 +192,7 @@ class Dispatcher:
             now: The time.
             expected: Whether its end was asked for; then no call is held to be the cause.
         """
-        self.worker_draining(worker)
+        self.worker_draining(worker, now, cause)
         queue = self._models.get(self._model_of.pop(worker, ""))
         for key in self._by_worker.pop(worker, set()):
             call = self._calls[key]
@@ -202,6 +218,15 @@ class Dispatcher:
         """Return how many calls this worker holds."""
         return len(self._by_worker.get(worker, ()))
 
+    def owed_by(self, worker: str) -> int:
+        """Return how many of its calls are the engine's to do."""
+        held = (self._calls[key] for key in self._by_worker.get(worker, ()))
+        return sum(call.header.verb not in UNIVERSAL for call in held)
+
+    def sessions_on(self, worker: str) -> int:
+        """Return how many sessions are bound to this worker."""
+        return self._sessions.on(worker)
+
     def done_by(self, worker: str) -> int:
         """Return how many calls this worker has finished."""
         return self._done.get(worker, 0)
@@ -223,11 +248,26 @@ class Dispatcher:
 
     # What clients say.
 
-    def call(self, client: int, header: Call, packed: Packed, now: float) -> None:
-        """Take a call: give it to a worker, queue it, or refuse it."""
+    def call(self, client: int, header: Call, packed: Packed, now: float, owner: str = "") -> None:
+        """Take a call: give it to a worker, queue it, or refuse it.
+
+        Args:
+            client: Whose it is.
+            header: The call.
+            packed: Its arguments.
+            now: The time.
+            owner: With whom the client shares sessions that live on.
+        """
         self.counters.calls += 1
         call = OpenCall(client, header, packed, now)
         error = self._refusal(call, now)
+        if error is None:
+            call.session = self._sessions.of(client, owner, header, now)
+            if call.session is not None and header.verb == Verb.END:
+                self._sessions.end(call.session)
+                self._outgoing.append(ToClient(client, encode(Result(header.id, client))))
+                return
+            error = call.lost_session()
         if error is not None:
             self._tell(call, error)
             return
@@ -241,6 +281,8 @@ class Dispatcher:
         call.queue = self._models[header.model]
         call.queue.push(call)
         self._dispatch(call.queue, now)
+        if call.state is CallState.QUEUED and header.affinity == Affinity.STRICT_FAIL_FAST:
+            self._answer(call, verdicts.busy(call), CallEvent.FINISHED)
 
     def cancel(self, client: int, call_id: int, now: float) -> None:
         """Give a call up. One that waits is answered here, one that runs by its worker."""
@@ -275,6 +317,7 @@ class Dispatcher:
                 self._abort(call, now)
             call.take(CallEvent.CALLER_GONE)
             self._due.discard(key)
+        self._sessions.client_gone(client)
 
     # What workers say.
 
@@ -312,7 +355,7 @@ class Dispatcher:
     ) -> None:
         """Close a call with its result, or with the error a worker gave it."""
         if error is not None and error.code == EngineDead.code:
-            self.worker_draining(worker)  # it will say so itself, but not before this
+            self.worker_draining(worker, now)  # it will say so itself, but not before this
             if self._was_resumed(worker, (client, call_id), error.message, now):
                 return
         call = self._calls.get((client, call_id))
@@ -324,6 +367,10 @@ class Dispatcher:
                     self._tell_event("call.expired", call, phase=error.phase)
         self._refill(worker, now)
 
+    def holds(self, worker: str, message: Holds) -> None:
+        """Take note of whether a session has refs."""
+        self._sessions.holds(worker, message.session, message.refs)
+
     # Time.
 
     def expire(self, now: float) -> None:
@@ -333,7 +380,12 @@ class Dispatcher:
         said nothing a grace later is it answered from here.
         """
         for key in self._aborted.pop_due(now):
-            self._stuck[self._calls[key].worker] = None
+            call = self._calls[key]
+            if call.header.verb in UNIVERSAL:
+                self._let_go(call)
+            else:
+                self._stuck[call.worker] = None
+        self._sessions.expire(now)
         for key in self._due.pop_due(now):
             call = self._calls[key]
             if call.state is CallState.RUNNING and now < call.deadline + GRACE:
@@ -355,29 +407,70 @@ class Dispatcher:
             return queue.refusal
         if call.header.retry not in ("", RESUME):
             return verdicts.unknown_retry(call.header.retry)
+        if (bad := bad_terms(call.header)) is not None:
+            return bad
         if call.deadline <= now:
             return DeadlineExceeded("the deadline had passed on arrival", phase="queue")
         full = queue.waiting >= self._max_queue or queue.bytes + call.size > self._max_queue_bytes
-        if full and queue.workers.pick() is None:
+        if full and (belongs(call.header) or queue.workers.pick() is None):
             return verdicts.overloaded(queue)
         return None
 
     def _dispatch(self, queue: ModelQueue, now: float) -> None:
-        while queue.heap:
-            call = queue.heap[0][2]
-            if call.state is not CallState.QUEUED:
-                heapq.heappop(queue.heap)
-                continue
-            if call.deadline <= now:  # it must never start
-                self._expire(call, now)
-                continue
-            worker = queue.workers.pick()
+        while (heap := self._next_heap(queue, now)) is not None:
+            call = heap[0][2]
+            worker = self._worker_for(call)
             if worker is None:
-                return
-            heapq.heappop(queue.heap)
+                continue
+            heapq.heappop(heap)
             queue.leave(call)
             self._start(call, worker, now)
             queue.workers.shift(worker, 1)
+
+    def _next_heap(self, queue: ModelQueue, now: float) -> Heap | None:
+        """Return where the call is that is next; what is over does not stand in its way."""
+        for heap in queue.heaps():
+            while heap:
+                call = heap[0][2]
+                if call.state is CallState.QUEUED and call.deadline > now:
+                    break
+                if call.state is CallState.QUEUED:
+                    self._expire(call, now)  # it must never start
+                if heap and heap[0][2] is call:  # and not gone with others that were over
+                    heapq.heappop(heap)
+        return queue.ready_heap()
+
+    def _worker_for(self, call: OpenCall) -> str | None:
+        """Return who gets a call; None if it was answered, or has to wait for one worker alone."""
+        workers, session = call.queue.workers, call.session
+        if session is None:
+            return workers.pick()
+        if self._fail_if_lost(call):
+            return None
+        if call.pinned:
+            return call.pinned
+        bound, only = self._sessions.where(session, call.header)
+        if workers.has_room(bound):
+            return bound
+        if not only:
+            return workers.pick()
+        call.queue.pin(call, bound)
+        return None
+
+    def _fail_if_lost(self, call: OpenCall) -> bool:
+        error = call.lost_session()
+        if error is not None:
+            self._answer(call, error, CallEvent.FINISHED)
+        return error is not None
+
+    def _let_go(self, call: OpenCall) -> None:
+        """Count a universal call that computes on as over; its worker has to be replaced."""
+        self._outstayed[call.worker] = None
+        self._by_worker[call.worker].discard(call.key)
+        if call.state is CallState.RUNNING:
+            self._answer(call, verdicts.cancelled(call), CallEvent.WORKER_GONE)
+        else:
+            self._close(call, CallEvent.WORKER_GONE)
 
     def _start(self, call: OpenCall, worker: str, now: float) -> None:
         call.take(CallEvent.DISPATCHED)
@@ -386,6 +479,8 @@ class Dispatcher:
         self.counters.started += 1
         self.counters.queue_seconds += now - call.arrived
         self._by_worker[worker].add(call.key)
+        if call.session is not None:
+            self._sessions.started(call.session, call.key, call.header, worker)
         header, packed = call.for_worker(to_wire(call.deadline - now))
         self._outgoing.append(ToWorker(worker, encode(header, packed)))
         call.keep(self._max_queue_bytes)
@@ -403,7 +498,11 @@ class Dispatcher:
         if started and not expected:
             call.deaths.append(cause)
         may_run_again = call.kept and call.queue.refusal is None
-        if call.given_up:
+        lost_session = call.lost_session()
+        if lost_session is not None:
+            lost_session.worker = call.worker
+            self._answer(call, lost_session, CallEvent.WORKER_GONE)
+        elif call.given_up:
             self._answer(call, verdicts.cancelled(call, tokens), CallEvent.WORKER_GONE)
         elif len(call.deaths) >= MAX_DEATHS:
             self._tell_event("call.poisoned", call)
@@ -470,7 +569,7 @@ class Dispatcher:
 
     def _refill(self, worker: str, now: float) -> None:
         queue = self._models.get(self._model_of.get(worker, ""))
-        if queue is not None and queue.heap:
+        if queue is not None and queue.waiting:
             self._dispatch(queue, now)
 
     def _answer(self, call: OpenCall, error: VllmportError, event: CallEvent) -> None:
@@ -484,6 +583,8 @@ class Dispatcher:
         call.take(event)
         self._due.discard(call.key)
         if call.state is CallState.DONE:
+            if call.session is not None:
+                self._sessions.ended(call.session, call.key)
             self._aborted.discard(call.key)
             del self._calls[call.key]
             self._recorded.pop(call.key, None)

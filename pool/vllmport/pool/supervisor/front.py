@@ -147,7 +147,7 @@ class Front:
                 if error is not None:
                     self.send(client.key, error_frames(error, message.id, message.request_id))
                 elif message.model:
-                    self._dispatcher.call(client.key, message, packed, now)
+                    self._dispatcher.call(client.key, message, packed, now, client.guest.name)
                 else:
                     self._control.call(client.key, message, packed, now)
             case Cancel(call_id):

@@ -38,6 +38,10 @@ class LeastLoaded:
         self._load[worker] = load + by
         self._put(worker)
 
+    def has_room(self, worker: str) -> bool:
+        """Tell whether a worker is in and not full."""
+        return worker in self._load and self._load[worker] < self._capacity[worker]
+
     def pick(self) -> str | None:
         """Return a worker that has room and the fewest calls; the longest untouched of equals."""
         while self._lowest < len(self._buckets):

@@ -161,6 +161,9 @@ class Supervisor:
         grace = self._plan.policy.abort_grace
         for worker in self._dispatcher.take_stuck():
             self._fleet.hung(worker, f"hung: it held a call {grace:g} s after its abort", now)
+        for worker in self._dispatcher.take_outstayed():
+            why = f"a universal call computed on {grace:g} s after it was given up"
+            self._fleet.recycle(worker, why, now)
 
     def _on_deadline(self, now: float) -> None:
         """Kill what has not stopped within the time it had."""
@@ -280,7 +283,7 @@ class Supervisor:
                 self._dispatcher.worker_ready(worker, model, capacity, now)
             case do.Drain(worker):
                 self._crew.draining(worker)
-                self._dispatcher.worker_draining(worker)
+                self._dispatcher.worker_draining(worker, now)
             case do.SayBye(worker):
                 self._workers.send(worker, encode(Bye("stop")))
             case do.Kill():

@@ -38,6 +38,15 @@ def overloaded(queue: ModelQueue) -> Overloaded:
     )
 
 
+def busy(call: OpenCall) -> Overloaded:
+    """The worker of the call's session is full, and the call does not wait."""
+    return Overloaded(
+        "the worker of this session has no room, and strict_fail_fast does not wait for it",
+        phase="queue",
+        details={"retry_after": max(call.queue.pace, 0.1), "queued": call.queue.waiting},
+    )
+
+
 def expired(call: OpenCall, where: str, now: float) -> DeadlineExceeded:
     """The budget ran out; where that was the worker, it said nothing about it."""
     return DeadlineExceeded(

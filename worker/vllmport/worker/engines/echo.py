@@ -16,6 +16,7 @@ from vllmport.bridge.errors import InvalidRequest, StartupFailed, shown
 from vllmport.worker.engine import Key, Partial, Port, Request
 from vllmport.worker.engines.faults import WAYS, start_child
 from vllmport.worker.engines.stepped import run_stepped
+from vllmport.worker.universal.performing import Root
 
 ARGUMENTS = {
     "step_delay": 0.0,
@@ -97,6 +98,7 @@ class EchoEngine:
     def __init__(self, engine_args: Mapping[str, Any], port: Port) -> None:
         args = _checked(engine_args, ARGUMENTS, "engine argument")
         self.info: dict[str, Any] = {"model": "echo", **args}
+        self.roots = {"info": Root(lambda: dict(self.info))}
         self.running_limit = int(args["max_num_seqs"])
         self.capacity = 2 * self.running_limit
         self._args = args

@@ -22,6 +22,7 @@ from vllmport.worker.engines.vllm_call import Call
 from vllmport.worker.engines.vllm_errors import as_request_error
 from vllmport.worker.engines.vllm_lora import Adapters
 from vllmport.worker.engines.vllm_plans import Plan, Pooling, beam_search
+from vllmport.worker.engines.vllm_roots import roots_of
 from vllmport.worker.engines.vllm_services import SERVICES, Service
 
 
@@ -34,6 +35,7 @@ class VllmDriver(ABC):
         self, engine: Any, port: Port, tasks: tuple[Any, ...], loras: Mapping[str, str]
     ) -> None:
         self.info = resolved(engine, tasks)
+        self.roots = roots_of(engine, self.info)
         self.running_limit = int(self.info["max_num_seqs"])
         self.capacity = 2 * self.running_limit  # so that the engine's own queue never runs dry
         self.steps = 0
