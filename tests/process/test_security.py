@@ -31,7 +31,7 @@ from processes import (
 from tcp_service import ROLES, SECRET, TOKEN, Served, Wire, serves_others, wires
 from vllmport.bridge.codec import pack
 from vllmport.bridge.limits import PROTOCOL_VERSION
-from vllmport.bridge.messages import Call, Error, Hello, Welcome, decode, encode
+from vllmport.bridge.messages import Call, Error, Hello, Ping, Pong, Welcome, decode, encode
 from vllmport.bridge.packets import PacketReader, to_packet
 from vllmport.pool import (
     LLM,
@@ -537,6 +537,9 @@ def test_a_quota_is_for_the_key_and_not_for_each_connection(speak: Speak, guest:
     call = Call(1, "", "events", None, window=1)
     for own in wires[:3]:
         own.say(call, b"\x80")
+        own.say(Ping(1))
+        while not isinstance(own.hear()[0], Pong):  # by then the pool has the call
+            pass
     assert wires[3].code_of(call, b"\x80") == "overloaded"
     assert serves_others(guest)
 
