@@ -20,9 +20,10 @@ from vllmport.bridge.messages import Call, Result, decode_header, encode
 from vllmport.pool.plan import ModelSpec, Policy
 from vllmport.pool.supervisor.actions import Serve, Spawn
 from vllmport.pool.supervisor.admission import Admission, Grant, Needs
-from vllmport.pool.supervisor.dispatch import Dispatcher, ToClient, ToWorker
+from vllmport.pool.supervisor.dispatch import Dispatcher
 from vllmport.pool.supervisor.events import EventLog
 from vllmport.pool.supervisor.fleet import Fleet
+from vllmport.pool.supervisor.outgoing import ToClient, ToWorker
 
 WORKERS: Final = (10, 100, 1_000, 10_000)
 QUEUED: Final = (1_000, 10_000, 100_000, 1_000_000)

@@ -10,9 +10,10 @@ from vllmport.bridge.messages import Call, End, Error, Message, Result, decode
 from vllmport.pool.plan import Policy
 from vllmport.pool.supervisor import actions as do
 from vllmport.pool.supervisor.control import Control
-from vllmport.pool.supervisor.dispatch import Dispatcher, ToClient, ToWorker
+from vllmport.pool.supervisor.dispatch import Dispatcher
 from vllmport.pool.supervisor.events import EventLog
 from vllmport.pool.supervisor.fleet import Fleet
+from vllmport.pool.supervisor.outgoing import ToClient, ToWorker
 
 
 class Sent(NamedTuple):
@@ -112,7 +113,7 @@ class Deciders:
         del self.processes[worker]
         self.killed.discard(worker)
         self.said_bye.discard(worker)
-        held = self.dispatcher._by_worker.get(worker, set())
+        held = self.dispatcher._calls.on(worker)
         started = dict.fromkeys(held, OnRecord(Held.STARTED, 0))
         self.dispatcher.worker_gone(worker, cause, started, self.now)
         self.control.worker_gone(worker)

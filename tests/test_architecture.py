@@ -44,6 +44,8 @@ PURE = [
             "supervisor/loading.py",
             "supervisor/sessions.py",
             "supervisor/control.py",
+            "supervisor/open_calls.py",
+            "supervisor/outgoing.py",
             "supervisor/places.py",
             "supervisor/replacing.py",
             "supervisor/restarting.py",

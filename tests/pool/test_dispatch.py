@@ -587,7 +587,7 @@ def test_a_call_that_left_its_worker_holds_no_arguments(bench: Bench) -> None:
     bench.it.client_gone(3, bench.now)
     bench.expire_at(NOW + 1)
     bench.expire_at(NOW + 1 + GRACE)
-    assert [len(call.packed.payload) for call in bench.it._calls.values()] == [0, 0]
+    assert [len(call.packed.payload) for call in bench.it._calls.by_key.values()] == [0, 0]
     assert bench.it._models["m"].kept == 0
 
 
@@ -631,7 +631,7 @@ def test_a_stream_is_resumed_with_what_was_delivered(bench: Bench) -> None:
     bench.items([7, 2], client=3, worker="m/1", text="d")
     bench.end(7, client=3, worker="m/1")
     assert [type(message) for _, message in bench.messages()] == [Items, End]
-    assert bench.it._recorded == {}
+    assert bench.it._calls.resumable == {}
 
 
 def test_credit_that_comes_while_a_stream_waits_is_not_lost(bench: Bench) -> None:
@@ -722,8 +722,8 @@ def test_what_is_delivered_is_noted_for_streams_that_may_be_resumed_alone(bench:
     bench.told()
     message = Items([[1, 0], [2, 0]], 1)
     bench.it.items("m/0", message, encode(message, pack([delta("ab", 1, "stop"), {"any": 1}])))
-    assert bench.it._calls[1, 2].delivered is None
-    delivered = bench.it._calls[1, 1].delivered
+    assert bench.it._calls.by_key[1, 2].delivered is None
+    delivered = bench.it._calls.by_key[1, 1].delivered
     assert delivered is not None
     assert delivered.to_wire("")["outputs"] == [
         {"index": 1, "token_ids": [97, 98], "characters": 2, "finished": True}
@@ -1131,7 +1131,7 @@ class AnyOrder(RuleBasedStateMachine):
             return
         self.bench.it.expire(self.bench.now)
         for worker in self.bench.it.take_outstayed():  # it has to be replaced
-            self.held[worker] &= self.bench.it._calls.keys()
+            self.held[worker] &= self.bench.it._calls.by_key.keys()
             self.draining.add(worker)
             self.lose(worker)
             self.bench.it.worker_draining(worker, self.bench.now)
@@ -1154,14 +1154,14 @@ class AnyOrder(RuleBasedStateMachine):
         for queue in self.bench.it._models.values():
             waiting = [
                 call
-                for call in self.bench.it._calls.values()
+                for call in self.bench.it._calls.by_key.values()
                 if call.state is CallState.QUEUED and call.header.model == queue.name
             ]
             assert queue.waiting == len(waiting)
             assert queue.bytes == sum(call.size for call in waiting)
             running = [
                 call
-                for call in self.bench.it._calls.values()
+                for call in self.bench.it._calls.by_key.values()
                 if call.state is CallState.RUNNING and call.header.model == queue.name
             ]
             assert queue.kept == sum(call.size for call in running if call.kept) <= 400
@@ -1190,8 +1190,8 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def nothing_is_remembered_in_vain(self) -> None:
         held = set().union(*self.held.values())
-        assert self.bench.it._calls.keys() == self.open | held
-        assert self.bench.it._recorded.keys() <= self.resumable & (self.open | held)
+        assert self.bench.it._calls.by_key.keys() == self.open | held
+        assert self.bench.it._calls.resumable.keys() <= self.resumable & (self.open | held)
         assert sum(self.ended.values()) == len(self.ended), "ended once each"
 
     def teardown(self) -> None:
@@ -1202,7 +1202,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.collect()
         assert not self.open, "calls without an end"
         assert self.bench.it.open_calls == 0
-        assert self.bench.it._recorded == {}
+        assert self.bench.it._calls.resumable == {}
         assert self.bench.it.next_deadline() == math.inf
 
 

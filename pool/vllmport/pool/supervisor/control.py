@@ -26,9 +26,10 @@ from vllmport.bridge.messages import Call, End, Items, Ping, Result, encode, err
 from vllmport.bridge.states import WorkerState
 from vllmport.bridge.timeouts import from_wire
 from vllmport.pool.supervisor.calls import Key
-from vllmport.pool.supervisor.dispatch import Dispatcher, ToClient, ToWorker
+from vllmport.pool.supervisor.dispatch import Dispatcher
 from vllmport.pool.supervisor.events import EventLog
 from vllmport.pool.supervisor.fleet import Fleet
+from vllmport.pool.supervisor.outgoing import ToClient, ToWorker
 from vllmport.pool.supervisor.places import Model
 from vllmport.pool.supervisor.specification import spec_from
 

@@ -1,22 +1,19 @@
 """Decides which call goes to which worker, when it has waited too long, and who is told what.
 
 Pure: no sockets, no clock. Every method takes what happened and `now`; what has to be sent is
-collected and handed over by `take_outgoing`. Each call gets exactly one terminal message.
+collected and handed over by `take_outgoing`. The calls themselves are kept in `open_calls.py`.
 """
 
 import heapq
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final
 
 from vllmport.bridge.board import Held, OnRecord
-from vllmport.bridge.codec import Bytes, Packed, pack, unpack
-from vllmport.bridge.deadlines import Deadlines
+from vllmport.bridge.codec import Bytes, Packed
 from vllmport.bridge.errors import DeadlineExceeded, EngineDead, ProtocolError, VllmportError
 from vllmport.bridge.limits import DEADLINE_GRACE_MS
 from vllmport.bridge.messages import (
     Call,
-    Cancel,
     Credit,
     End,
     Error,
@@ -25,15 +22,15 @@ from vllmport.bridge.messages import (
     Items,
     Result,
     encode,
-    error_message,
 )
 from vllmport.bridge.states import CallEvent, CallState
-from vllmport.bridge.timeouts import to_wire
 from vllmport.bridge.universal import UNIVERSAL, Affinity, Verb
 from vllmport.pool.supervisor import verdicts
 from vllmport.pool.supervisor.access import Usage
 from vllmport.pool.supervisor.calls import RESUME, Heap, Key, ModelQueue, OpenCall
 from vllmport.pool.supervisor.events import EventLog
+from vllmport.pool.supervisor.open_calls import OpenCalls
+from vllmport.pool.supervisor.outgoing import ToClient, ToWorker
 from vllmport.pool.supervisor.sessions import Sessions, bad_terms, belongs
 
 GRACE: Final = DEADLINE_GRACE_MS / 1000
@@ -42,35 +39,6 @@ MAX_DEATHS: Final = 2
 """Workers that may die after they started a call; then it is held to be the cause."""
 
 _NEVER_CAME: Final = OnRecord(Held.NOTHING, 0)
-
-
-class ToClient(NamedTuple):
-    """Frames for one client."""
-
-    client: int
-    frames: list[Bytes]
-
-
-class ToWorker(NamedTuple):
-    """Frames for one worker."""
-
-    worker: str
-    frames: list[Bytes]
-
-
-@dataclass(slots=True)
-class Counters:
-    """What happened so far, for `status`."""
-
-    calls: int = 0
-    finished: int = 0
-    errors: dict[str, int] = field(default_factory=dict)
-    late: int = 0
-    items: int = 0
-    tokens: int = 0
-    started: int = 0
-    queue_seconds: float = 0.0
-    restarts: int = 0
 
 
 class Dispatcher:
@@ -87,41 +55,31 @@ class Dispatcher:
     def __init__(
         self, max_queue: int, max_queue_bytes: int, abort_grace: float, events: EventLog
     ) -> None:
-        self.counters = Counters()
-        self._abort_grace = abort_grace
-        self._aborted: Deadlines[Key] = Deadlines()  # until their worker has let go of them
+        self._sessions = Sessions()
+        self._calls = OpenCalls(abort_grace, events, self._ended)
+        self.counters = self._calls.counters
         self._stuck: dict[str, None] = {}
         self._outstayed: dict[str, None] = {}
-        self._sessions = Sessions()
-        self._events = events
         self._max_queue = max_queue
         self._max_queue_bytes = max_queue_bytes
         self._models: dict[str, ModelQueue] = {}
-        self._calls: dict[Key, OpenCall] = {}
-        self._recorded: dict[Key, OpenCall] = {}  # streams that may be resumed
-        self._by_client: dict[int, set[Key]] = {}
-        self._by_worker: dict[str, set[Key]] = {}
         self._model_of: dict[str, str] = {}
-        self._done: dict[str, int] = {}
-        self._due: Deadlines[Key] = Deadlines()
         self._arrivals = 0
-        self._outgoing: list[ToClient | ToWorker] = []
 
     def __repr__(self) -> str:
         waiting = sum(queue.waiting for queue in self._models.values())
-        workers = len(self._by_worker)
+        workers = self._calls.workers
         return f"<Dispatcher {len(self._calls)} open, {waiting} queued, {workers} workers>"
 
     def take_outgoing(self) -> list[ToClient | ToWorker]:
         """Hand over what has to be sent, in order. The caller must send all of it."""
-        outgoing, self._outgoing = self._outgoing, []
         for worker, session in self._sessions.take_forgets():
-            outgoing.append(ToWorker(worker, encode(Forget(session))))
-        return outgoing
+            self._calls.tell_worker(worker, encode(Forget(session)))
+        return self._calls.take_outgoing()
 
     def next_deadline(self) -> float:
         """Return when `expire` has to be called at the latest."""
-        return min(self._due.next(), self._aborted.next(), self._sessions.next_deadline())
+        return min(self._calls.next_deadline(), self._sessions.next_deadline())
 
     def take_stuck(self) -> list[str]:
         """Hand over the workers that did not let go of a call in time."""
@@ -144,7 +102,7 @@ class Dispatcher:
         queue = self._models[name]
         queue.refusal = error
         for call in queue.take_all():
-            self._answer(call, error, CallEvent.FINISHED)
+            self._calls.answer(call, error, CallEvent.FINISHED)
 
     def remove_model(self, name: str, error: VllmportError) -> None:
         """Forget a model; what waits for it fails with `error`."""
@@ -156,8 +114,7 @@ class Dispatcher:
         """Give this worker up to `capacity` calls at one time."""
         queue = self._models[model]
         queue.refusal = None
-        self._by_worker[worker] = set()
-        self._done[worker] = 0
+        self._calls.worker_ready(worker)
         self._model_of[worker] = model
         queue.workers.add(worker, capacity)
         self._dispatch(queue, now)
@@ -194,14 +151,12 @@ class Dispatcher:
         """
         self.worker_draining(worker, now, cause)
         queue = self._models.get(self._model_of.pop(worker, ""))
-        for key in self._by_worker.pop(worker, set()):
-            call = self._calls[key]
+        for call in self._calls.worker_gone(worker):
             if call.state is CallState.ABANDONED:
-                self._close(call, CallEvent.WORKER_GONE)
+                self._calls.close(call, CallEvent.WORKER_GONE)
             else:
-                on_record = board.get(key, _NEVER_CAME)
+                on_record = board.get(call.key, _NEVER_CAME)
                 self._lost_worker(call, cause, on_record, expected=expected)
-        self._done.pop(worker, None)
         if queue is not None:
             self._dispatch(queue, now)
 
@@ -209,19 +164,18 @@ class Dispatcher:
         """End every call with this error, and abort those that run."""
         for name in self._models:
             self.refuse(name, error)
-        for call in list(self._calls.values()):
+        for call in list(self._calls.by_key.values()):
             if call.state is CallState.RUNNING:
-                self._abort(call, now)
-                self._answer(call, error, CallEvent.EXPIRED)
+                self._calls.abort(call, now)
+                self._calls.answer(call, error, CallEvent.EXPIRED)
 
     def in_flight(self, worker: str) -> int:
         """Return how many calls this worker holds."""
-        return len(self._by_worker.get(worker, ()))
+        return len(self._calls.on(worker))
 
     def owed_by(self, worker: str) -> int:
         """Return how many of its calls are the engine's to do."""
-        held = (self._calls[key] for key in self._by_worker.get(worker, ()))
-        return sum(call.header.verb not in UNIVERSAL for call in held)
+        return self._calls.owed_by(worker)
 
     def sessions_on(self, worker: str) -> int:
         """Return how many sessions are bound to this worker."""
@@ -229,7 +183,7 @@ class Dispatcher:
 
     def done_by(self, worker: str) -> int:
         """Return how many calls this worker has finished."""
-        return self._done.get(worker, 0)
+        return self._calls.done_by(worker)
 
     def queued(self, model: str) -> int:
         """Return how many calls wait for this model."""
@@ -237,9 +191,7 @@ class Dispatcher:
 
     def held_by(self, client: int) -> Usage:
         """Return what a client holds: its open calls, and those of them that wait."""
-        calls = [self._calls[key] for key in self._by_client.get(client, ())]
-        waiting = sum(call.state is CallState.QUEUED for call in calls)
-        return Usage(len(calls), waiting, sum(call.size for call in calls))
+        return self._calls.held_by(client)
 
     @property
     def open_calls(self) -> int:
@@ -265,58 +217,52 @@ class Dispatcher:
             call.session = self._sessions.of(client, owner, header, now)
             if call.session is not None and header.verb == Verb.END:
                 self._sessions.end(call.session)
-                self._outgoing.append(ToClient(client, encode(Result(header.id, client))))
+                self._calls.tell_client(client, encode(Result(header.id, client)))
                 return
             error = call.lost_session()
         if error is not None:
-            self._tell(call, error)
+            self._calls.refuse(call, error)
             return
-        self._calls[call.key] = call
-        if call.delivered is not None:
-            self._recorded[call.key] = call
-        self._by_client.setdefault(client, set()).add(call.key)
-        self._due.set(call.key, call.deadline)
+        self._calls.add(call)
         self._arrivals += 1
         call.place = (header.priority, self._arrivals)
         call.queue = self._models[header.model]
         call.queue.push(call)
         self._dispatch(call.queue, now)
         if call.state is CallState.QUEUED and header.affinity == Affinity.STRICT_FAIL_FAST:
-            self._answer(call, verdicts.busy(call), CallEvent.FINISHED)
+            self._calls.answer(call, verdicts.busy(call), CallEvent.FINISHED)
 
     def cancel(self, client: int, call_id: int, now: float) -> None:
         """Give a call up. One that waits is answered here, one that runs by its worker."""
-        call = self._calls.get((client, call_id))
+        call = self._calls.by_key.get((client, call_id))
         if call is None:
             return  # its terminal message is on the way
         if call.state is CallState.QUEUED:
-            self._answer(call, verdicts.cancelled(call), CallEvent.CANCELLED)
+            self._calls.answer(call, verdicts.cancelled(call), CallEvent.CANCELLED)
         elif call.state is CallState.RUNNING:
             call.given_up = True
-            self._abort(call, now)
+            self._calls.abort(call, now)
 
     def credit(self, client: int, call_id: int, count: int) -> None:
         """Pass on that the reader of a stream has room."""
-        call = self._calls.get((client, call_id))
+        call = self._calls.by_key.get((client, call_id))
         if call is None or count <= 0:
             return
         if call.delivered is not None:
             call.delivered.room += count
         if call.state is CallState.RUNNING:
-            self._outgoing.append(ToWorker(call.worker, encode(Credit(call_id, count, client))))
+            self._calls.tell_worker(call.worker, encode(Credit(call_id, count, client)))
 
     def client_gone(self, client: int, now: float) -> None:
         """Drop what the client left waiting and abort what it left running."""
-        for key in list(self._by_client.pop(client, ())):
-            call = self._calls[key]
+        for call in self._calls.client_gone(client):
             if call.state is CallState.QUEUED:
                 call.queue.leave(call)
-                self._close(call, CallEvent.CALLER_GONE)
+                self._calls.close(call, CallEvent.CALLER_GONE)
                 continue
             if call.state is CallState.RUNNING:
-                self._abort(call, now)
-            call.take(CallEvent.CALLER_GONE)
-            self._due.discard(key)
+                self._calls.abort(call, now)
+            self._calls.abandon(call)
         self._sessions.client_gone(client)
 
     # What workers say.
@@ -324,14 +270,14 @@ class Dispatcher:
     def items(self, worker: str, message: Items, frames: list[Bytes]) -> None:
         """Pass a batch of stream items on, if any of its calls still wants it."""
         client = message.client
-        calls = self._calls
+        calls = self._calls.by_key
         for call_id, _ in message.entries:
             call = calls.get((client, call_id))
             if call is not None and call.worker == worker and call.state is CallState.RUNNING:
                 self.counters.items += len(message.entries)
-                self._outgoing.append(ToClient(client, frames))
-                if self._recorded:
-                    self._record(worker, message, frames)
+                self._calls.tell_client(client, frames)
+                if self._calls.resumable:
+                    self._calls.record(worker, message, frames)
                 return
         self.counters.late += 1
 
@@ -341,7 +287,7 @@ class Dispatcher:
             self._finish(worker, (message.client, call_id), now) for call_id, _ in message.entries
         ]
         if any(ended):
-            self._outgoing.append(ToClient(message.client, frames))
+            self._calls.tell_client(message.client, frames)
         self._refill(worker, now)
 
     def result(
@@ -358,13 +304,13 @@ class Dispatcher:
             self.worker_draining(worker, now)  # it will say so itself, but not before this
             if self._was_resumed(worker, (client, call_id), error.message, now):
                 return
-        call = self._calls.get((client, call_id))
+        call = self._calls.by_key.get((client, call_id))
         if self._finish(worker, (client, call_id), now):
-            self._outgoing.append(ToClient(client, frames))
+            self._calls.tell_client(client, frames)
             if error is not None and call is not None:
-                self._count_error(error.code)
+                self._calls.count_error(error.code)
                 if error.code == DeadlineExceeded.code:
-                    self._tell_event("call.expired", call, phase=error.phase)
+                    self._calls.note("call.expired", call, phase=error.phase)
         self._refill(worker, now)
 
     def holds(self, worker: str, message: Holds) -> None:
@@ -379,17 +325,15 @@ class Dispatcher:
         A call that runs is left to its worker, which knows how far it came; only if the worker has
         said nothing a grace later is it answered from here.
         """
-        for key in self._aborted.pop_due(now):
-            call = self._calls[key]
+        for call in self._calls.pop_held(now):
             if call.header.verb in UNIVERSAL:
                 self._let_go(call)
             else:
                 self._stuck[call.worker] = None
         self._sessions.expire(now)
-        for key in self._due.pop_due(now):
-            call = self._calls[key]
+        for call in self._calls.pop_due(now):
             if call.state is CallState.RUNNING and now < call.deadline + GRACE:
-                self._due.set(key, call.deadline + GRACE)
+                self._calls.prolong(call, call.deadline + GRACE)
             else:
                 self._expire(call, now)
 
@@ -399,7 +343,7 @@ class Dispatcher:
         self, call: OpenCall, now: float
     ) -> VllmportError | None:
         queue = self._models.get(call.header.model)
-        if call.key in self._calls:
+        if call.key in self._calls.by_key:
             return ProtocolError(f"call id {call.header.id} is already open on this connection")
         if queue is None:
             return verdicts.unknown_model(call.header.model, self._models)
@@ -460,29 +404,22 @@ class Dispatcher:
     def _fail_if_lost(self, call: OpenCall) -> bool:
         error = call.lost_session()
         if error is not None:
-            self._answer(call, error, CallEvent.FINISHED)
+            self._calls.answer(call, error, CallEvent.FINISHED)
         return error is not None
 
     def _let_go(self, call: OpenCall) -> None:
         """Count a universal call that computes on as over; its worker has to be replaced."""
         self._outstayed[call.worker] = None
-        self._by_worker[call.worker].discard(call.key)
+        self._calls.let_go(call)
         if call.state is CallState.RUNNING:
-            self._answer(call, verdicts.cancelled(call), CallEvent.WORKER_GONE)
+            self._calls.answer(call, verdicts.cancelled(call), CallEvent.WORKER_GONE)
         else:
-            self._close(call, CallEvent.WORKER_GONE)
+            self._calls.close(call, CallEvent.WORKER_GONE)
 
     def _start(self, call: OpenCall, worker: str, now: float) -> None:
-        call.take(CallEvent.DISPATCHED)
-        call.worker = worker
-        call.attempt += 1
-        self.counters.started += 1
-        self.counters.queue_seconds += now - call.arrived
-        self._by_worker[worker].add(call.key)
         if call.session is not None:
             self._sessions.started(call.session, call.key, call.header, worker)
-        header, packed = call.for_worker(to_wire(call.deadline - now))
-        self._outgoing.append(ToWorker(worker, encode(header, packed)))
+        self._calls.start(call, worker, now)
         call.keep(self._max_queue_bytes)
 
     def _lost_worker(
@@ -501,108 +438,54 @@ class Dispatcher:
         lost_session = call.lost_session()
         if lost_session is not None:
             lost_session.worker = call.worker
-            self._answer(call, lost_session, CallEvent.WORKER_GONE)
+            self._calls.answer(call, lost_session, CallEvent.WORKER_GONE)
         elif call.given_up:
-            self._answer(call, verdicts.cancelled(call, tokens), CallEvent.WORKER_GONE)
+            self._calls.answer(call, verdicts.cancelled(call, tokens), CallEvent.WORKER_GONE)
         elif len(call.deaths) >= MAX_DEATHS:
-            self._tell_event("call.poisoned", call)
-            self._answer(call, verdicts.poison(call), CallEvent.WORKER_GONE)
+            self._calls.note("call.poisoned", call)
+            self._calls.answer(call, verdicts.poison(call), CallEvent.WORKER_GONE)
         elif may_run_again and (not started or call.header.retry == RESUME):
-            self._tell_event("call.retried", call, tokens=tokens)
-            call.take(CallEvent.REQUEUED)
-            call.worker = ""
-            self._due.set(call.key, call.deadline)
+            self._calls.note("call.retried", call, tokens=tokens)
+            self._calls.let_wait(call)
             call.queue.push(call)
         else:
-            self._tell_event("call.lost", call, tokens=tokens)
-            self._answer(call, verdicts.lost(call, cause, tokens), CallEvent.WORKER_GONE)
+            self._calls.note("call.lost", call, tokens=tokens)
+            self._calls.answer(call, verdicts.lost(call, cause, tokens), CallEvent.WORKER_GONE)
 
     def _was_resumed(self, worker: str, key: Key, cause: str, now: float) -> bool:
         """Resume a call whose engine died in a worker that lives, if it is one to be resumed."""
-        call = self._calls.get(key)
+        call = self._calls.by_key.get(key)
         if call is None or call.worker != worker or call.header.retry != RESUME:
             return False
         if call.state is not CallState.RUNNING:
             return False
-        self._by_worker[worker].discard(key)
+        self._calls.let_go(call)
         self._lost_worker(call, cause, OnRecord(Held.STARTED, 0))
         self._dispatch(call.queue, now)
         return True
 
-    def _record(self, worker: str, message: Items, frames: list[Bytes]) -> None:
-        """Note what the clients of resumable streams have; only batches with one are unpacked."""
-        mine = [self._recorded.get((message.client, entry[0])) for entry in message.entries]
-        if any(mine):
-            values = unpack(frames[1], frames[2:])
-            for call, value in zip(mine, values, strict=True):
-                if call is not None and call.worker == worker and call.delivered is not None:
-                    call.delivered.add(value)
-
     def _expire(self, call: OpenCall, now: float) -> None:
         where = "queue" if call.state is CallState.QUEUED else "worker"
         error = verdicts.expired(call, where, now)
-        self._tell_event("call.expired", call, phase=where)
+        self._calls.note("call.expired", call, phase=where)
         if call.state is CallState.RUNNING:
-            self._abort(call, now)
-        self._answer(call, error, CallEvent.EXPIRED)
-
-    def _abort(self, call: OpenCall, now: float) -> None:
-        """Tell a worker to let go of a call; one that does not is stuck."""
-        client, call_id = call.key
-        self._outgoing.append(ToWorker(call.worker, encode(Cancel(call_id, client))))
-        self._aborted.set(call.key, now + self._abort_grace)
+            self._calls.abort(call, now)
+        self._calls.answer(call, error, CallEvent.EXPIRED)
 
     def _finish(self, worker: str, key: Key, now: float) -> bool:
         """Close a call that its worker is done with; return whether the caller still waits."""
-        call = self._calls.get(key)
-        if call is None or call.worker != worker:
-            self.counters.late += 1
+        call = self._calls.held(worker, key)
+        if call is None:
             return False
-        waited = call.state is CallState.RUNNING
-        self._close(call, CallEvent.FINISHED)
-        self._by_worker[worker].discard(key)
-        self._done[worker] += 1
         call.queue.workers.shift(worker, -1)
         call.queue.finished(now)
-        self.counters.finished += waited
-        return waited
+        return self._calls.finish(call)
 
     def _refill(self, worker: str, now: float) -> None:
         queue = self._models.get(self._model_of.get(worker, ""))
         if queue is not None and queue.waiting:
             self._dispatch(queue, now)
 
-    def _answer(self, call: OpenCall, error: VllmportError, event: CallEvent) -> None:
-        """Give a call its terminal message from here."""
-        if call.state is CallState.QUEUED:
-            call.queue.leave(call)
-        self._tell(call, error)
-        self._close(call, event)
-
-    def _close(self, call: OpenCall, event: CallEvent) -> None:
-        call.take(event)
-        self._due.discard(call.key)
-        if call.state is CallState.DONE:
-            if call.session is not None:
-                self._sessions.ended(call.session, call.key)
-            self._aborted.discard(call.key)
-            del self._calls[call.key]
-            self._recorded.pop(call.key, None)
-            mine = self._by_client.get(call.key[0])
-            if mine is not None:
-                mine.discard(call.key)
-
-    def _tell(self, call: OpenCall, error: VllmportError) -> None:
-        self._count_error(error.code)
-        client, call_id = call.key
-        details = error.details_for(call.header.request_id)
-        frames = encode(error_message(error, call_id, client), pack(details))
-        self._outgoing.append(ToClient(client, frames))
-
-    def _count_error(self, code: str) -> None:
-        self.counters.errors[code] = self.counters.errors.get(code, 0) + 1
-
-    def _tell_event(self, name: str, call: OpenCall, **fields: object) -> None:
-        if name != "call.expired":
-            fields["attempt"] = call.attempt
-        self._events.add(name, request_id=call.header.request_id, worker=call.worker, **fields)
+    def _ended(self, call: OpenCall) -> None:
+        if call.session is not None:
+            self._sessions.ended(call.session, call.key)

@@ -31,11 +31,12 @@ from vllmport.pool.supervisor.control import Control
 from vllmport.pool.supervisor.crew import Crew
 from vllmport.pool.supervisor.deciders import Deciders
 from vllmport.pool.supervisor.descriptors import Descriptors
-from vllmport.pool.supervisor.dispatch import Dispatcher, ToClient, ToWorker
+from vllmport.pool.supervisor.dispatch import Dispatcher
 from vllmport.pool.supervisor.door import Door
 from vllmport.pool.supervisor.events import EventLog
 from vllmport.pool.supervisor.fleet import Fleet
 from vllmport.pool.supervisor.front import Front
+from vllmport.pool.supervisor.outgoing import ToClient, ToWorker
 from vllmport.pool.supervisor.places import Worker
 from vllmport.pool.supervisor.standby import Standbys
 from vllmport.pool.supervisor.workers import Workers
