@@ -21,7 +21,8 @@ from vllmport.bridge.errors import PoolLost, VllmportError
 from vllmport.bridge.limits import MAX_FRAME
 from vllmport.bridge.messages import encode, error_message
 from vllmport.bridge.packets import PacketReader, to_packet
-from vllmport.pool.client.connection import ENDINGS, probe, refused
+from vllmport.pool.client.connection import ENDINGS
+from vllmport.pool.client.greeting import probe, refused
 from vllmport.pool.client.launch import OwnedSupervisor
 from vllmport.pool.endpoint import check_endpoint
 from vllmport.pool.keys import keys_for

@@ -15,10 +15,8 @@ import logging
 import math
 import os
 import select
-import socket
 import threading
 import time
-from importlib.metadata import version
 from typing import Any, Final
 
 import zmq
@@ -26,17 +24,15 @@ import zmq
 from vllmport.bridge.codec import Bytes, Packed, unpack
 from vllmport.bridge.deadlines import Deadlines
 from vllmport.bridge.errors import (
-    ConnectFailed,
     DeadlineExceeded,
     InvalidRequest,
     Overloaded,
-    PermissionDenied,
     PoolClosed,
     PoolLost,
     ProtocolError,
     VllmportError,
 )
-from vllmport.bridge.limits import DEADLINE_GRACE_MS, MAX_FRAME, PROTOCOL_VERSION
+from vllmport.bridge.limits import DEADLINE_GRACE_MS, MAX_FRAME
 from vllmport.bridge.messages import (
     Bye,
     Call,
@@ -44,20 +40,18 @@ from vllmport.bridge.messages import (
     Credit,
     End,
     Error,
-    Hello,
     Items,
     Message,
     Result,
-    Welcome,
     decode,
     decode_header,
     encode,
     error_from,
 )
-from vllmport.bridge.timeouts import Timeouts, milliseconds, to_wire
+from vllmport.bridge.timeouts import milliseconds, to_wire
+from vllmport.pool.client.greeting import greet, probe
 from vllmport.pool.client.mailbox import Done, Event, Failed, Item, Mailbox, ThreadMailbox
 from vllmport.pool.client.travel import pack_arguments
-from vllmport.pool.endpoint import is_tcp, tcp_address
 from vllmport.pool.keys import ClientKeys
 
 logger = logging.getLogger("vllmport.client")
@@ -71,9 +65,6 @@ ENDINGS: Final = (
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
 """What the monitor of a connection reports: that it ended, or never began."""
-
-PROBE_TIMEOUT: Final = 1.0
-"""Seconds that somebody may take to accept a connection."""
 
 GRACE: Final = 2 * DEADLINE_GRACE_MS / 1000
 """Seconds after a deadline before this end gives up on the supervisor's answer."""
@@ -116,7 +107,7 @@ class Connection:
         self._socket.connect(endpoint)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
-            self.welcome = self._greet(timeout)
+            self.welcome, self.timeouts = greet(self._socket, self._monitor, endpoint, timeout)
         except VllmportError:
             self._release()
             raise
@@ -271,6 +262,25 @@ class Connection:
         with self._reading:  # whoever read has let go
             self._release()
 
+    # Waiting for somebody else.
+
+    def _wait_for_others(self, mailbox: ThreadMailbox, timeout: float | None) -> Event:
+        """Wait for what somebody else reads, and have somebody read when that one has gone."""
+        with self._lock:
+            self._left += 1
+        try:
+            if not self._reading.locked():  # it went before we were counted
+                self._needed.set()
+            return mailbox.get(timeout)
+        finally:
+            with self._lock:
+                self._left -= 1
+
+    def _leave(self) -> None:
+        """Leave the socket to those who are still waiting; `_reading` was released."""
+        if self._left:
+            self._needed.set()
+
     # Sending.
 
     def _notify(self, message: Message) -> None:
@@ -291,47 +301,6 @@ class Connection:
         """Wake the reading thread, under the lock."""
         if self._wake >= 0:
             os.eventfd_write(self._wake, 1)
-
-    def _greet(self, timeout: float) -> Welcome:
-        product = version("vllmport")
-        hello = Hello([PROTOCOL_VERSION], product, self.pid, "python")
-        try:
-            self._socket.send_multipart(encode(hello), zmq.NOBLOCK)
-        except zmq.Again:  # the connection was refused already, and there is no other
-            raise refused(self.endpoint) from None
-        poller = zmq.Poller()
-        for source in (self._socket, self._monitor):
-            poller.register(source, zmq.POLLIN)
-        ready = dict(poller.poll(milliseconds(timeout)))
-        if self._monitor in ready and not _readable(self._socket):
-            raise refused(self.endpoint)
-        if not ready:
-            text = f"nobody answered at {self.endpoint} within {timeout:g} s"
-            raise ConnectFailed(text, phase="connect", details={"endpoint": self.endpoint})
-        message, payload, _ = decode(self._socket.recv_multipart())
-        if isinstance(message, Error):
-            raise error_from(message, unpack(payload))
-        if not isinstance(message, Welcome):
-            raise ProtocolError(f"WELCOME comes first, not {type(message).__name__}")
-        self.timeouts = _timeouts_of(unpack(payload))
-        return message
-
-    def _wait_for_others(self, mailbox: ThreadMailbox, timeout: float | None) -> Event:
-        """Wait for what somebody else reads, and have somebody read when that one has gone."""
-        with self._lock:
-            self._left += 1
-        try:
-            if not self._reading.locked():  # it went before we were counted
-                self._needed.set()
-            return mailbox.get(timeout)
-        finally:
-            with self._lock:
-                self._left -= 1
-
-    def _leave(self) -> None:
-        """Leave the socket to those who are still waiting; `_reading` was released."""
-        if self._left:
-            self._needed.set()
 
     # Receiving, by the one who holds `_reading`.
 
@@ -471,40 +440,3 @@ def _checked(header: Call, packed: Packed) -> list[Bytes]:
     except ProtocolError as exc:
         raise InvalidRequest(f"this call cannot be made: {exc}") from exc
     return frames
-
-
-def probe(endpoint: str) -> None:
-    """Say at once, with the reason, if nobody can be behind an endpoint."""
-    try:
-        if is_tcp(endpoint):
-            socket.create_connection(tcp_address(endpoint), PROBE_TIMEOUT).close()
-            return
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(PROBE_TIMEOUT)
-            probe.connect(endpoint.removeprefix("ipc://"))
-    except OSError as exc:
-        raise ConnectFailed(
-            f"no pool at {endpoint} ({exc.strerror or exc}); start one with `vllmport serve`, "
-            "or name another with VLLMPORT_ENDPOINT",
-            phase="connect",
-            details={"endpoint": endpoint},
-        ) from exc
-
-
-def refused(endpoint: str) -> VllmportError:
-    """Return the error of a connection that ended before anything was said on it."""
-    where = {"endpoint": endpoint}
-    if is_tcp(endpoint):
-        text = (
-            f"{endpoint} refused the connection: the pool does not know this key, or server_key is "
-            "not its public key"
-        )
-        return PermissionDenied(text, phase="connect", details=where)
-    text = f"{endpoint} ended the connection before it began"
-    return ConnectFailed(text, phase="connect", details=where)
-
-
-def _timeouts_of(terms: Any) -> Timeouts:
-    """Read what WELCOME says of time-outs; an older pool says nothing."""
-    told = terms.get("timeouts") if isinstance(terms, dict) else None
-    return Timeouts(**told) if told else Timeouts()
