@@ -888,7 +888,7 @@ bool vp_load(vp_pool *pool, const msgpack_sbuffer *args, double timeout, vp_erro
             name = vp_text(&value->unpacked.data, "model", &size);
     }
     held->name = strndup(size == 0 ? "tiny" : name, size == 0 ? 4 : (size_t)size);
-    held->timeout = timeout > 0 ? timeout : 3600;
+    held->timeout = timeout > 0 ? timeout : INFINITY;
     msgpack_sbuffer_init(&held->args);
     msgpack_sbuffer_write(&held->args, args->data, args->size);
     release(value);

@@ -70,7 +70,8 @@ const char *vp_epoch(const vp_pool *pool);
 
 /* Load a model, or join an equal one, and wait until it is ready. `args` is a packed map as in
  * section 9 of bridge/PROTOCOL.md; its `name` is what calls name. The pool keeps the specification
- * and loads it again after the supervisor was restarted. Returns whether it is ready. */
+ * and loads it again after the supervisor was restarted. `timeout` is in seconds; 0 for as long as the
+ * load gets on, which the pool sees to. Returns whether it is ready. */
 bool vp_load(vp_pool *pool, const msgpack_sbuffer *args, double timeout, vp_error *error);
 
 /* Make a call. Connects again if the connection was lost, for up to ten seconds. Returns NULL with

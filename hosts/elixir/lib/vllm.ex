@@ -99,8 +99,9 @@ defmodule VLLM do
       |> Arguments.plain()
 
     name = own[:name] || own_name(model, specification)
-    # The library's profile is for calls; a model may take as long as a batch to load.
-    timeout = Config.timeout(Keyword.put_new(runtime, :timeout_profile, :batch_job), :batch_job)
+    # The library's profile is for calls; a model loads as long as it gets on, the pool sees to that.
+    limited = Enum.any?([:timeout, :timeout_profile, :profile], &runtime[&1])
+    timeout = if limited, do: Config.timeout(runtime, :batch_job), else: :infinity
     args = Map.put(specification, "name", name)
 
     with {:ok, loaded} <- Pool.call("", "load", args, timeout: timeout, hold: true) do

@@ -213,7 +213,9 @@ export class LLM {
 
   /** @internal Hold the model on the connection of now: leases end with their connection. */
   async attach(options: CallOptions & { onProgress?: (progress: Progress) => void }): Promise<Connection> {
-    const timeout = timeoutOf(options, "batch_job");
+    // A model loads as long as it gets on, the pool sees to that; the library's profile is for calls.
+    const limited = options.timeout !== undefined || options.timeoutProfile !== undefined;
+    const timeout = limited ? timeoutOf(options) : null;
     const connection = await this.#pool.link.connection(timeout);
     if (this.#held === connection) return connection;
     this.#attaching ??= this.#load(connection, timeout, options).finally(() => {
