@@ -54,6 +54,7 @@ PURE = [
             "client/requests.py",
             "client/results.py",
             "client/params.py",
+            "client/window.py",
             "client/travel.py",
         )
     ),

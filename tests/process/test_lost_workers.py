@@ -122,7 +122,7 @@ def test_a_slow_reader_of_a_resumed_stream_loses_nothing(pool: Pool) -> None:
     eventually(lambda: worker_of(pool)["steps"] > 1000)
     kill(pool)
     eventually(lambda: worker_of(pool)["restarts"] == 1 and worker_of(pool)["steps"] > 1000)
-    assert pool.status()["counters"]["items"] - items <= stream._window
+    assert pool.status()["counters"]["items"] - items <= stream._window.size
     assert said(list(stream)) == echoed("abc", 4000)
 
 

@@ -5,13 +5,13 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Self
 
-from vllmport.bridge.limits import DEFAULT_WINDOW
 from vllmport.bridge.messages import Call
 from vllmport.pool.client.connection import Connection
 from vllmport.pool.client.loop import LoopMailbox
 from vllmport.pool.client.mailbox import Done, Failed, Item
 from vllmport.pool.client.pauses import Pauses
 from vllmport.pool.client.results import Delta, RequestOutput, deltas_from, result_from
+from vllmport.pool.client.window import Window
 
 if TYPE_CHECKING:
     from vllmport.pool.client.aio import AsyncLLM
@@ -40,7 +40,7 @@ class AsyncStream(AsyncIterator[Delta]):
         self._pauses = Pauses(*pauses, time.monotonic())
         self._connection: Connection | None = None
         self._call = 0
-        self._taken = 0
+        self._window = Window()
         self._ready: list[Delta] = []
         self._ended = False
 
@@ -93,10 +93,8 @@ class AsyncStream(AsyncIterator[Delta]):
                 raise error
 
     def _grant(self, connection: Connection) -> None:
-        self._taken += 1
-        if self._taken >= DEFAULT_WINDOW // 2:
-            connection.credit(self._call, self._taken)
-            self._taken = 0
+        if room := self._window.took():
+            connection.credit(self._call, room)
 
     def _abandon(self) -> None:
         self._ended = True

@@ -14,6 +14,7 @@ from vllmport.pool.client.connection import Connection
 from vllmport.pool.client.loop import LoopMailbox
 from vllmport.pool.client.mailbox import Done, Failed, Item
 from vllmport.pool.client.refs import Book, Remote, Terms, call_arguments, method_arguments
+from vllmport.pool.client.window import Window
 
 Connect = Callable[[], Awaitable[Connection]]
 
@@ -177,7 +178,7 @@ class AsyncItemStream(AsyncIterator[Any]):
         self._mailbox = LoopMailbox()
         self._connection: Connection | None = None
         self._call = 0
-        self._taken = 0
+        self._window = Window()
         self._ended = False
 
     async def __anext__(self) -> Any:
@@ -221,10 +222,8 @@ class AsyncItemStream(AsyncIterator[Any]):
                 raise error
 
     def _grant(self, connection: Connection) -> None:
-        self._taken += 1
-        if self._taken >= DEFAULT_WINDOW // 2:
-            connection.credit(self._call, self._taken)
-            self._taken = 0
+        if room := self._window.took():
+            connection.credit(self._call, room)
 
     def _abandon(self) -> None:
         if not self._ended:

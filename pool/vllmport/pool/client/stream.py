@@ -12,6 +12,7 @@ from vllmport.pool.client.connection import Connection
 from vllmport.pool.client.mailbox import Done, Event, Failed, Item, ThreadMailbox
 from vllmport.pool.client.pauses import Pauses
 from vllmport.pool.client.results import Delta, RequestOutput, deltas_from, result_from
+from vllmport.pool.client.window import Window
 
 
 class Stream(Iterator[Delta]):
@@ -35,8 +36,7 @@ class Stream(Iterator[Delta]):
         self.request_id = call.request_id
         self._connection = connection
         self._mailbox = ThreadMailbox()
-        self._window = call.window
-        self._taken = 0
+        self._window = Window(call.window)
         self._ready: list[Delta] = []
         self._open = True
         self._pauses = Pauses(*pauses, time.monotonic())
@@ -93,7 +93,5 @@ class Stream(Iterator[Delta]):
 
     def _grant(self) -> None:
         """Let the sender go on once half of its window was read."""
-        self._taken += 1
-        if self._taken >= self._window // 2:
-            self._connection.credit(self._call, self._taken)
-            self._taken = 0
+        if room := self._window.took():
+            self._connection.credit(self._call, room)

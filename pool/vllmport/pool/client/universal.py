@@ -16,6 +16,7 @@ from vllmport.bridge.universal import Verb
 from vllmport.pool.client.connection import Connection
 from vllmport.pool.client.mailbox import Done, Failed, Item, ThreadMailbox
 from vllmport.pool.client.refs import Book, Remote, Terms, call_arguments, method_arguments
+from vllmport.pool.client.window import Window
 
 
 class Ref(Remote):
@@ -187,8 +188,7 @@ class ItemStream(Iterator[Any]):
         self._adopt = adopt
         self._connection = connection
         self._mailbox = ThreadMailbox()
-        self._half = max(1, call.window // 2)
-        self._taken = 0
+        self._window = Window(call.window)
         self._call = connection.submit(call, args, timeout, self._mailbox)
         self._open = True
 
@@ -229,7 +229,5 @@ class ItemStream(Iterator[Any]):
             self._connection.abandon(self._call)
 
     def _grant(self) -> None:
-        self._taken += 1
-        if self._taken >= self._half:
-            self._connection.credit(self._call, self._taken)
-            self._taken = 0
+        if room := self._window.took():
+            self._connection.credit(self._call, room)
