@@ -43,7 +43,7 @@ class Loop:
     def turn(self, limit: float) -> None:
         wait = min(self.starts.next_deadline(), limit) - time.monotonic()
         if select.select([self.descriptors], [], [], max(wait, 0))[0]:
-            self.descriptors.handle()
+            self.descriptors.wait(0)
         if self.starts.next_deadline() <= time.monotonic():
             self.starts.tick(time.monotonic())
 

@@ -5,8 +5,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import zmq
-
 from vllmport.bridge import limits
 from vllmport.bridge.codec import Bytes, unpack
 from vllmport.bridge.errors import ProtocolError, StartupFailed
@@ -76,10 +74,10 @@ class Back:
     def on_messages(self) -> None:
         """Take what workers sent."""
         for _ in range(BATCH):
-            try:
-                identity, worker, frames = self._workers.receive()
-            except zmq.Again:
+            received = self._workers.receive()
+            if received is None:
                 return
+            identity, worker, frames = received
             now = time.monotonic()
             try:
                 message, _, _ = decode(frames)

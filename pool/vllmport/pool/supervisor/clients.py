@@ -26,6 +26,7 @@ from vllmport.pool.endpoint import is_tcp
 from vllmport.pool.supervisor.access import OWNER, Guest, too_many
 from vllmport.pool.supervisor.door import Door
 from vllmport.pool.supervisor.hangups import HangUps
+from vllmport.pool.supervisor.sockets import DONT_WAIT, has_message, send
 
 logger = logging.getLogger("vllmport.supervisor")
 
@@ -85,6 +86,7 @@ class Clients:
         if door is not None:
             door.guard(socket)
         self._door = door
+        self._unread = True
         self._max_bytes = max_bytes
         self._keys = itertools.count(1)
         self._by_identity: dict[bytes, Client] = {}
@@ -102,30 +104,41 @@ class Clients:
         """Whether messages wait for somebody who does not read."""
         return bool(self._slow)
 
-    def receive(self) -> tuple[bytes, Client | None, list[bytes], zmq.Frame | None]:
+    def has_more(self) -> bool:
+        """Tell whether a message is there; sending may have swallowed the news of it."""
+        self._unread = self._unread and has_message(self.socket)
+        return self._unread
+
+    def receive(self) -> tuple[bytes, Client | None, list[bytes], zmq.Frame | None] | None:
         """Receive one message: its identity, the client if it is known, its frames.
 
         For an unknown identity the first frame comes as well, to see who it is from.
 
-        Raises:
-            zmq.Again: There is none.
+        Returns:
+            None if there is none.
         """
-        identity = self.socket.recv(zmq.NOBLOCK)
+        try:
+            identity = self.socket.recv(DONT_WAIT)
+        except zmq.Again:
+            self._unread = False
+            return None
+        self._unread = True
         client = self._by_identity.get(identity)
+        if client is not None:
+            self._hangups.heard(client.fd)
+            return identity, client, self.socket.recv_multipart(), None
         first: zmq.Frame | None = None
         frames: list[bytes] = []
         while self.socket.getsockopt(zmq.RCVMORE):
-            if client is None and first is None:
+            if first is None:
                 first = self.socket.recv(copy=False)
                 frames.append(first.bytes)
             else:
                 frames.append(self.socket.recv())
-        if client is not None:
-            self._hangups.heard(client.fd)
-        elif first is not None:
+        if first is not None:
             with contextlib.suppress(zmq.ZMQError):  # it speaks an older ZMTP, and has no HELLO
                 self._hangups.heard(int(first.get(zmq.SRCFD)))
-        return identity, client, frames, first
+        return identity, None, frames, first
 
     def admit(self, identity: bytes, frame: zmq.Frame, pid: int) -> tuple[Client, list[Client]]:
         """Take a new client in; also return those whose connections have ended meanwhile.
@@ -225,8 +238,9 @@ class Clients:
 
     def send_to_stranger(self, identity: bytes, frames: list[Bytes]) -> None:
         """Try to send to a connection that is not a client; it may be gone."""
+        self._unread = True
         try:
-            self.socket.send_multipart([identity, *frames], zmq.NOBLOCK)
+            send(self.socket, (identity, *frames))
         except zmq.ZMQError as exc:
             logger.info("no answer to a stranger: %s", exc)
 
@@ -256,7 +270,8 @@ class Clients:
             if _is_sending(client.fd):
                 raise zmq.Again
             client.handed_bytes = 0
-        self.socket.send_multipart([client.identity, *frames], zmq.NOBLOCK)
+        self._unread = True
+        send(self.socket, (client.identity, *frames))
         client.handed_bytes += _cost(frames)
 
     def _keep(self, client: Client, frames: list[Bytes]) -> Client | None:

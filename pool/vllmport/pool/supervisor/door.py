@@ -17,6 +17,7 @@ from zmq.utils import z85
 from vllmport.bridge.errors import InvalidRequest, PermissionDenied
 from vllmport.pool.plan import Security
 from vllmport.pool.supervisor.access import Guest, guests_from
+from vllmport.pool.supervisor.sockets import has_message
 
 logger = logging.getLogger("vllmport.supervisor")
 
@@ -80,6 +81,10 @@ class Door:
             return False
         changed, self._changed = self._changed, False
         return changed
+
+    def has_more(self) -> bool:
+        """Tell whether a request is there; answering may have swallowed the news of it."""
+        return has_message(self.socket)
 
     def on_requests(self) -> None:
         """Answer what ZeroMQ asks."""

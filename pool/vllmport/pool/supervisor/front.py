@@ -71,10 +71,10 @@ class Front:
     def on_messages(self) -> None:
         """Take what clients sent."""
         for _ in range(BATCH):
-            try:
-                identity, client, frames, first = self._clients.receive()
-            except zmq.Again:
+            received = self._clients.receive()
+            if received is None:
                 return
+            identity, client, frames, first = received
             now = time.monotonic()
             try:
                 message, payload, buffers = decode(frames)

@@ -10,7 +10,6 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -20,7 +19,6 @@ from vllmport.bridge import limits
 from vllmport.bridge.errors import PoolClosed
 from vllmport.bridge.events import line
 from vllmport.bridge.messages import Bye, Welcome, encode
-from vllmport.bridge.timeouts import milliseconds
 from vllmport.pool.plan import Plan
 from vllmport.pool.processes import become_subreaper
 from vllmport.pool.reap import Finding
@@ -30,7 +28,7 @@ from vllmport.pool.supervisor.clients import Clients
 from vllmport.pool.supervisor.control import Control
 from vllmport.pool.supervisor.crew import Crew
 from vllmport.pool.supervisor.deciders import Deciders
-from vllmport.pool.supervisor.descriptors import Descriptors
+from vllmport.pool.supervisor.descriptors import Descriptors, Rank
 from vllmport.pool.supervisor.dispatch import Dispatcher
 from vllmport.pool.supervisor.door import Door
 from vllmport.pool.supervisor.events import EventLog
@@ -118,31 +116,23 @@ class Supervisor:
             self._fleet.load(spec, now, declared=True)
             self._dispatcher.add_model(spec.name)
         self._watch_owner(self._lifeline_fd)
+        self._watch_sockets()
         self._act(now)
         logger.info("serving endpoint=%s pid=%d", self._plan.endpoint, os.getpid())
-        poller = zmq.Poller()
-        sources = self._sources()
-        for source, _ in sources:
-            poller.register(source, zmq.POLLIN)
         while not self._finished():
             due = self._due()
-            ready = dict(poller.poll(milliseconds(due - time.monotonic())))
-            for source, handle in sources:
-                if source in ready:
-                    handle()
+            self._descriptors.wait(due - time.monotonic())
             if due <= (now := time.monotonic()):
                 self._on_time(now)
         return self._leave()
 
-    def _sources(self) -> list[tuple[Any, Callable[[], None]]]:
-        """Return what is waited for and who handles it, in the order in which they have to."""
-        return [
-            *([(self._door.socket, self._door.on_requests)] if self._door is not None else []),
-            (self._clients.monitor, self._front.on_disconnects),
-            (self._workers.socket, self._back.on_messages),  # before exits: last words count
-            (self._descriptors.fileno(), self._descriptors.handle),
-            (self._clients.socket, self._front.on_messages),
-        ]
+    def _watch_sockets(self) -> None:
+        watch = self._descriptors
+        if self._door is not None:
+            watch.watch_inlet(self._door, self._door.on_requests, Rank.CONNECTIONS)
+        watch.watch_socket(self._clients.monitor, self._front.on_disconnects, Rank.CONNECTIONS)
+        watch.watch_inlet(self._workers, self._back.on_messages, Rank.WORKERS)
+        watch.watch_inlet(self._clients, self._front.on_messages, Rank.CLIENTS)
 
     def _due(self) -> float:
         """Return when something has to be done, though nothing comes."""

@@ -11,6 +11,7 @@ import zmq
 
 from vllmport.bridge.codec import Bytes
 from vllmport.bridge.limits import MAX_FRAME
+from vllmport.pool.supervisor.sockets import DONT_WAIT, has_message, send
 
 logger = logging.getLogger("vllmport.supervisor")
 
@@ -29,16 +30,27 @@ class Workers:
         socket.bind(endpoint)
         self.socket = socket
         self.endpoint = endpoint
+        self._unread = True
         self._worker_of: dict[bytes, str] = {}
         self._identity_of: dict[str, bytes] = {}
 
-    def receive(self) -> tuple[bytes, str | None, list[bytes]]:
+    def has_more(self) -> bool:
+        """Tell whether a message is there; sending may have swallowed the news of it."""
+        self._unread = self._unread and has_message(self.socket)
+        return self._unread
+
+    def receive(self) -> tuple[bytes, str | None, list[bytes]] | None:
         """Receive one message: its identity, the worker behind it if it is known, its frames.
 
-        Raises:
-            zmq.Again: There is none.
+        Returns:
+            None if there is none.
         """
-        identity, *frames = self.socket.recv_multipart(zmq.NOBLOCK)
+        try:
+            identity, *frames = self.socket.recv_multipart(DONT_WAIT)
+        except zmq.Again:
+            self._unread = False
+            return None
+        self._unread = True
         return identity, self._worker_of.get(identity), frames
 
     def admit(self, identity: bytes, worker: str) -> None:
@@ -58,7 +70,8 @@ class Workers:
 
     def send_to(self, identity: bytes, frames: Sequence[Bytes]) -> None:
         """Send to a connection, whoever it is."""
+        self._unread = True
         try:
-            self.socket.send_multipart([identity, *frames], zmq.NOBLOCK)
+            send(self.socket, (identity, *frames))
         except zmq.ZMQError as exc:
             logger.info("worker=%s unreachable: %s", self._worker_of.get(identity, "?"), exc)
