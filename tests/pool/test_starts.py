@@ -41,9 +41,7 @@ class Loop:
             self.starts.ask(worker, spec, time.monotonic())
 
     def turn(self, limit: float) -> None:
-        wait = min(self.starts.next_deadline(), limit) - time.monotonic()
-        if select.select([self.descriptors], [], [], max(wait, 0))[0]:
-            self.descriptors.wait(0)
+        self.descriptors.wait(min(self.starts.next_deadline(), limit) - time.monotonic())
         if self.starts.next_deadline() <= time.monotonic():
             self.starts.tick(time.monotonic())
 

@@ -35,6 +35,7 @@ class Kind(IntEnum):
     ERROR = 16
     HOLDS = 17
     FORGET = 18
+    BUNDLE = 19
     PING = 20
     PONG = 21
     BYE = 22
@@ -213,6 +214,16 @@ class Forget(NamedTuple):
     session: Name
 
 
+class Bundle(NamedTuple):
+    """Client → supervisor → worker: several messages in one, none of them with buffers.
+
+    `sizes` holds the bytes of the first header, of its payload, of the second header, and so on.
+    Payload: these, one after the other; the only one that need not be msgpack. See `bundles.py`.
+    """
+
+    sizes: list[int]
+
+
 class Ping(NamedTuple):
     """Either way: answer with a PONG that carries the same token."""
 
@@ -247,6 +258,7 @@ Message = (
     | Error
     | Holds
     | Forget
+    | Bundle
     | Ping
     | Pong
     | Bye
@@ -268,6 +280,7 @@ KINDS: Final[dict[type[Message], Kind]] = {
     Error: Kind.ERROR,
     Holds: Kind.HOLDS,
     Forget: Kind.FORGET,
+    Bundle: Kind.BUNDLE,
     Ping: Kind.PING,
     Pong: Kind.PONG,
     Bye: Kind.BYE,
@@ -286,6 +299,15 @@ def encode(message: Message, packed: Packed | None = None) -> list[Bytes]:
     return [header, packed.payload, *packed.buffers]
 
 
+def check(message: Message) -> None:
+    """Refuse what the other side would refuse.
+
+    Raises:
+        ProtocolError: A field of it cannot be what it is: a name too long, say.
+    """
+    _SCHEMA_OF[type(message)].check(message)
+
+
 def decode_header(frame: Bytes) -> Message:
     """Turn a header frame back into its message.
 
@@ -300,7 +322,7 @@ def decode_header(frame: Bytes) -> Message:
     schema = _SCHEMAS.get(fields[0]) if type(fields[0]) is int else None
     if schema is None:
         raise ProtocolError(f"unknown message kind {shown(fields[0])}")
-    return schema(fields)
+    return schema.read(fields)
 
 
 def decode(frames: Sequence[Bytes]) -> tuple[Message, Bytes, Sequence[Bytes]]:
@@ -401,28 +423,49 @@ _OWN_CHECKS: Final[dict[str, Callable[[Any], bool]]] = {
 """Fields that take less, or more, than their type says."""
 
 
-def _schema(cls: type[Message], kind: Kind) -> Callable[[list[Any]], Message]:
-    """Build the reader of one class from its annotations."""
-    hints = get_type_hints(cls)
-    names = cls._fields
-    checks = [_OWN_CHECKS.get(f"{cls.__name__}.{name}") or _CHECKS[hints[name]] for name in names]
-    required = len(names) - len(cls._field_defaults)
-    make = cls._make
+class _Schema:
+    """What the annotations of one class ask of its fields."""
 
-    def read(fields: list[Any]) -> Message:
-        values = fields[1 : len(names) + 1]
-        if len(values) < required:
-            raise ProtocolError(f"{kind.name} has {required} fields or more, got {len(values)}")
-        for name, check, value in zip(names, checks, values, strict=False):
-            if not check(value):
-                raise ProtocolError(f"{kind.name}.{name} cannot be {shown(value)}")
-        if len(values) < len(names):
-            values += [cls._field_defaults[name] for name in names[len(values) :]]
-        return make(values)
+    def __init__(self, cls: type[Message], kind: Kind) -> None:
+        hints = get_type_hints(cls)
+        names = cls._fields
+        self._kind = kind
+        self._make = cls._make
+        self._defaults = [cls._field_defaults.get(name) for name in names]
+        self._required = len(names) - len(cls._field_defaults)
+        self._checks = [
+            (_OWN_CHECKS.get(f"{cls.__name__}.{name}") or _CHECKS[hints[name]], name)
+            for name in names
+        ]
 
-    return read
+    def check(self, values: Sequence[Any]) -> None:
+        """Refuse a value that cannot stand in its field.
+
+        Raises:
+            ProtocolError: There is one.
+        """
+        for value, (fits, name) in zip(values, self._checks, strict=False):
+            if not fits(value):
+                raise ProtocolError(f"{self._kind.name}.{name} cannot be {shown(value)}")
+
+    def read(self, fields: list[Any]) -> Message:
+        """Make the message of a header's fields, the kind among them.
+
+        Raises:
+            ProtocolError: There are too few, or one cannot be.
+        """
+        values = fields[1 : len(self._checks) + 1]
+        if len(values) < self._required:
+            raise ProtocolError(
+                f"{self._kind.name} has {self._required} fields or more, got {len(values)}"
+            )
+        self.check(values)
+        if len(values) < len(self._checks):
+            values += self._defaults[len(values) :]
+        return self._make(values)
 
 
-_SCHEMAS: Final[dict[int, Callable[[list[Any]], Message]]] = {
-    int(kind): _schema(cls, kind) for cls, kind in KINDS.items()
+_SCHEMAS: Final[dict[int, _Schema]] = {int(kind): _Schema(cls, kind) for cls, kind in KINDS.items()}
+_SCHEMA_OF: Final[dict[type[Message], _Schema]] = {
+    cls: _SCHEMAS[int(kind)] for cls, kind in KINDS.items()
 }

@@ -8,11 +8,12 @@ import select
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import zmq
 
 from vllmport.bridge.board import Board, Held
+from vllmport.bridge.bundles import unbundled
 from vllmport.bridge.codec import Bytes, pack, unpack
 from vllmport.bridge.deadlines import Deadlines
 from vllmport.bridge.errors import (
@@ -37,7 +38,6 @@ from vllmport.bridge.messages import (
     Ping,
     Pong,
     Progress,
-    decode,
     encode,
 )
 from vllmport.bridge.timeouts import from_wire, milliseconds
@@ -56,6 +56,10 @@ MAX_BATCH = 64 * 1024
 """Bytes of outputs in one message; more are divided."""
 
 _NOTHING = Partial("waiting", 0, None)
+
+# As plain numbers: pyzmq's own are flags of Python, which cost more than the call they are for.
+_EVENTS: Final = int(zmq.EVENTS)
+_POLLIN: Final = int(zmq.POLLIN)
 
 
 class _OpenCall:
@@ -129,7 +133,6 @@ class SocketPort:
         self._deadlines: Deadlines[Key] = Deadlines()
         self._dirty: dict[Key, _OpenCall] = {}
         self._handlers: dict[type[Message], Callable[..., None]] = {
-            Call: self._on_call,
             Cancel: self._on_cancel,
             Credit: self._on_credit,
             Ping: self._on_ping,
@@ -237,21 +240,19 @@ class SocketPort:
         self._ready.poll(None if left is None else left / 1000)
 
     def _has_message(self) -> bool:
-        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+        return bool(int(self._socket.getsockopt(_EVENTS)) & _POLLIN)
 
     def _handle(self, frames: list[bytes]) -> None:
         try:
-            message, payload, buffers = decode(frames)
-            handler = self._handlers.get(type(message))
-            if handler is None:
-                raise ProtocolError(f"a worker takes no {type(message).__name__}")
+            for message, (_, payload, *buffers) in unbundled(frames):
+                if isinstance(message, Call):
+                    self._on_call(message, payload, buffers)
+                elif (handler := self._handlers.get(type(message))) is not None:
+                    handler(message)
+                else:
+                    raise ProtocolError(f"a worker takes no {type(message).__name__}")
         except ProtocolError as exc:  # the supervisor checks headers: this is a bug, not a peer
             logger.error("dropped a message: %s", exc)
-            return
-        if handler == self._on_call:
-            self._on_call(message, payload, buffers)  # type: ignore[arg-type]
-        else:
-            handler(message)
 
     def _on_call(self, call: Call, payload: Bytes, buffers: list[Bytes]) -> None:
         if self._desk is not None and call.verb in UNIVERSAL:

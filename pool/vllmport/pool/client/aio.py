@@ -179,7 +179,7 @@ class AsyncLLM(AsyncEngineVerbs):
         """Call a verb of the engine by its name and return its plain result."""
         call = call_for(self.name, verb, None, None)
         seconds = self._seconds(timeout)
-        return (await self._batch([call], [args], lambda value, _: value, seconds))[0]
+        return await run_call(await self.connection(), call, args, seconds)
 
     async def engine_config(self) -> dict[str, Any]:
         """Return what the engine resolved its arguments to."""

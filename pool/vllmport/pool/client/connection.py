@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import zmq
 
+from vllmport.bridge.bundles import FULL, bundled, is_small
 from vllmport.bridge.codec import Bytes, Packed, unpack
 from vllmport.bridge.deadlines import Deadlines
 from vllmport.bridge.errors import (
@@ -43,8 +44,8 @@ from vllmport.bridge.messages import (
     Items,
     Message,
     Result,
+    check,
     decode,
-    decode_header,
     encode,
     error_from,
 )
@@ -56,6 +57,9 @@ from vllmport.pool.keys import ClientKeys
 
 logger = logging.getLogger("vllmport.client")
 
+# As plain numbers: pyzmq's own are flags of Python, which cost more than the call they are for.
+_DONT_WAIT: Final = int(zmq.NOBLOCK)
+_EVENTS: Final = int(zmq.EVENTS)
 _POLLIN: Final = int(zmq.POLLIN)
 
 ENDINGS: Final = (
@@ -93,6 +97,7 @@ class Connection:
         self._lock = threading.Lock()
         self._ids = itertools.count(1)
         self._mailboxes: dict[int, Mailbox] = {}
+        self._outbox: list[tuple[int, list[Bytes]]] = []  # call ids, or 0, and what to send
         self._deadlines: Deadlines[int] = Deadlines()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -140,21 +145,25 @@ class Connection:
         args: dict[str, Any],
         timeout: float,
         mailbox: Mailbox,
+        *,
+        more: bool = False,
     ) -> int:
         """Send a call; its events go to `mailbox` until the terminal one.
+
+        A pool that takes no more messages at the moment is an event as well: Failed, Overloaded.
 
         Args:
             call: Model, verb and options; its id and budget are set here.
             args: The verb's arguments.
             timeout: Seconds for the whole call; `math.inf` for no limit.
             mailbox: Where the events go.
+            more: Whether the caller calls `flush` soon, so that calls can be sent together.
 
         Returns:
             The id of the call.
 
         Raises:
             InvalidRequest: One of the arguments cannot travel.
-            Overloaded: The pool does not read fast enough.
             PoolLost: The connection is gone.
         """
         payload = pack_arguments(args)
@@ -166,17 +175,27 @@ class Connection:
             self._mailboxes[call_id] = mailbox
             wake = self._deadlines.next()
             self._deadlines.set(call_id, time.monotonic() + timeout + GRACE)
-            wake_early = self._deadlines.next() < wake
-            try:
-                self._send(frames)
-            except zmq.Again:
-                self._forget(call_id)
-                text = "the pool does not take more messages at the moment"
-                raise Overloaded(text, details={"retry_after": 0.1}) from None
-            if wake_early:
+            if self._deadlines.next() < wake:
                 self._poke()
-        mailbox.see_to(self)
+            self._outbox.append((call_id, frames))
+            full = len(self._outbox) >= FULL or not is_small(frames)
+        if full:
+            self.flush()
+        if not more:
+            mailbox.see_to(self)
         return call_id
+
+    def flush(self) -> None:
+        """Send what waits to be sent."""
+        with self._lock:
+            unsent = self._flush()
+            failed = [(call_id, self._forget(call_id)) for call_id in unsent]
+        for call_id, mailbox in failed:
+            if mailbox is not None:
+                text = "the pool does not take more messages at the moment"
+                mailbox.put(Failed(call_id, Overloaded(text, details={"retry_after": 0.1})))
+            else:
+                logger.warning("a message was not sent: the pool does not read")
 
     def wait(self, mailbox: ThreadMailbox, timeout: float | None = None) -> Event:
         """Wait for the next event of a mailbox; read the socket meanwhile if nobody else does.
@@ -184,6 +203,8 @@ class Connection:
         Raises:
             queue.Empty: Nothing came within `timeout` seconds.
         """
+        if self._outbox:
+            self.flush()
         if not mailbox.empty():
             return mailbox.get()
         if not self._reading.acquire(blocking=False):
@@ -285,17 +306,28 @@ class Connection:
 
     def _notify(self, message: Message) -> None:
         with self._lock:
-            if self._error is None:
-                try:
-                    self._send(encode(message))
-                except zmq.Again:
-                    logger.warning("not sent, the pool does not read: %s", message)
+            self._outbox.append((0, encode(message)))
+        self.flush()
 
-    def _send(self, frames: list[Bytes]) -> None:
-        """Send under the lock. Sending may swallow the socket's wake-up, so it is passed on."""
-        self._socket.send_multipart(frames, zmq.NOBLOCK)
-        if _readable(self._socket):
-            self._poke()
+    def _flush(self) -> list[int]:
+        """Send under the lock. Return the calls that were not sent, 0 for any other message.
+
+        Sending may swallow the socket's wake-up, so it is passed on.
+        """
+        outbox, self._outbox = self._outbox, []
+        if not outbox or self._error is not None:
+            return []  # whoever ended the connection answers the calls
+        sent = 0
+        try:
+            for count, frames in bundled(frames for _, frames in outbox):
+                self._socket.send_multipart(frames, _DONT_WAIT)
+                sent += count
+        except zmq.Again:
+            return [call_id for call_id, _ in outbox[sent:]]
+        finally:
+            if _readable(self._socket):
+                self._poke()
+        return []
 
     def _poke(self) -> None:
         """Wake the reading thread, under the lock."""
@@ -425,7 +457,7 @@ class Connection:
 
 
 def _readable(socket: "zmq.Socket[bytes]") -> bool:
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & _POLLIN)
+    return bool(int(socket.getsockopt(_EVENTS)) & _POLLIN)
 
 
 def _checked(header: Call, packed: Packed) -> list[Bytes]:
@@ -434,9 +466,8 @@ def _checked(header: Call, packed: Packed) -> list[Bytes]:
     Raises:
         InvalidRequest: A field of it cannot stand: a name too long, say.
     """
-    frames = encode(header, packed)
     try:
-        decode_header(frames[0])
+        check(header)
     except ProtocolError as exc:
         raise InvalidRequest(f"this call cannot be made: {exc}") from exc
-    return frames
+    return encode(header, packed)

@@ -366,9 +366,10 @@ class LLM(EngineVerbs, VllmMethods):
                     for index, args in batch.submits(time.monotonic()):
                         try:
                             left = deadline - time.monotonic()
-                            batch.submitted(
-                                index, connection.submit(calls[index], args, left, mailbox)
+                            call_id = connection.submit(
+                                calls[index], args, left, mailbox, more=True
                             )
+                            batch.submitted(index, call_id)
                         except VllmportError as exc:
                             batch.refused(index, exc, time.monotonic())
                     if batch.done:

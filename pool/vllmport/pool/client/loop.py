@@ -25,6 +25,7 @@ class _Watch:
         self._courier = courier
         self._timer: asyncio.TimerHandle | None = None
         self._due = math.inf
+        self._sending = False
         self._fds = connection.filenos()
         for fd in self._fds:
             loop.add_reader(fd, self.read)
@@ -41,6 +42,17 @@ class _Watch:
             self._end()
         else:
             self.arm(due)
+
+    def send_soon(self) -> None:
+        """Send what the loop's tasks of this turn have to be sent, together."""
+        if not self._sending:
+            self._sending = True
+            self._loop.call_soon(self._send)
+
+    def _send(self) -> None:
+        self._sending = False
+        self._connection.flush()
+        self.arm(self._connection.next_deadline())
 
     def arm(self, due: float) -> None:
         """Read at that time as well, if there is nothing earlier."""
@@ -79,11 +91,11 @@ class _Courier:
         self._watches: dict[Readable, _Watch] = {}
 
     def watch(self, connection: Readable) -> None:
-        """Read this connection from now on, until it ends."""
+        """Send what waits there, and read this connection from now on, until it ends."""
         watch = self._watches.get(connection)
         if watch is None:
             watch = self._watches[connection] = _Watch(self._loop, connection, self)
-        watch.arm(connection.next_deadline())
+        watch.send_soon()
 
     def forget(self, connection: Readable) -> None:
         """It has ended."""
@@ -133,7 +145,7 @@ class LoopMailbox:
         self._courier.announce(self)
 
     def see_to(self, connection: Readable) -> None:
-        """Have the loop read the socket."""
+        """Have the loop send the call and read the socket."""
         self._courier.watch(connection)
 
     def wake(self) -> None:
@@ -143,12 +155,15 @@ class LoopMailbox:
 
     async def get(self, timeout: float | None = None) -> Event | None:
         """Wait for the next event; None if nothing came within `timeout` seconds."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout) if timeout is not None else _forever:
-                while not self._events:
-                    self._waiter = self._loop.create_future()
-                    await self._waiter
+        if timeout is None:
+            await self._filled()
+        else:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._filled()
         return self._events.popleft() if self._events else None
 
-
-_forever = contextlib.nullcontext()
+    async def _filled(self) -> None:
+        while not self._events:
+            self._waiter = self._loop.create_future()
+            await self._waiter

@@ -37,6 +37,9 @@ Event = Item | Done | Failed
 class Readable(Protocol):
     """What a mailbox needs of the connection that fills it."""
 
+    def flush(self) -> None:
+        """Send what waits to be sent."""
+
     def filenos(self) -> list[int]:
         """Return the descriptors that turn readable when `read` should be called."""
 
@@ -54,7 +57,7 @@ class Mailbox(Protocol):
         """Add an event; called by whoever reads the socket, never blocks."""
 
     def see_to(self, connection: Readable) -> None:
-        """See to it that the socket is read while this mailbox waits for something."""
+        """See to it that the call is sent, and the socket read while this mailbox waits."""
 
 
 class ThreadMailbox:
@@ -66,7 +69,8 @@ class ThreadMailbox:
         self.empty = self._queue.empty
 
     def see_to(self, connection: Readable) -> None:
-        """Its owner waits by `Connection.wait`, and so reads the socket itself."""
+        """Have it sent; its owner waits by `Connection.wait`, and so reads the socket itself."""
+        connection.flush()
 
     def get(self, timeout: float | None = None) -> Event:
         """Wait for the next event that somebody else reads.

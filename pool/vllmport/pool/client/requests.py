@@ -4,6 +4,8 @@ Pure. Shared by the sync and the async client.
 """
 
 import difflib
+import itertools
+import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
@@ -228,6 +230,25 @@ def lora_list(lora: Lora | Sequence[Lora], count: int) -> list[Any]:
     return [_lora(lora)] * count
 
 
+class _RequestIds:
+    """Names for calls: a random one for the process, and a number."""
+
+    def __init__(self) -> None:
+        self.begin()
+        os.register_at_fork(after_in_child=self.begin)
+
+    def begin(self) -> None:
+        """Take another name for this process."""
+        self._process = secrets.token_hex(5)
+        self._numbers = itertools.count(1)
+
+    def new(self) -> str:
+        return f"{self._process}-{next(self._numbers)}"
+
+
+_new_request_id = _RequestIds().new
+
+
 def call_for(
     model: str,
     verb: str,
@@ -254,7 +275,7 @@ def call_for(
         None,
         window=window,
         priority=priority or 0,
-        request_id=request_id or secrets.token_hex(6),
+        request_id=request_id or _new_request_id(),
         retry=retry or "",
     )
 

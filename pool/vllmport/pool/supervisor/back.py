@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vllmport.bridge import limits
+from vllmport.bridge.bundles import FULL
 from vllmport.bridge.codec import Bytes, unpack
 from vllmport.bridge.errors import ProtocolError, StartupFailed
 from vllmport.bridge.messages import (
@@ -41,7 +42,7 @@ class Back:
         workers: Their socket.
         crew: Their processes.
         product: The version of this supervisor.
-        act: Called after each message, to do what was decided.
+        act: Called after some messages, to do what was decided.
     """
 
     def __init__(
@@ -73,28 +74,34 @@ class Back:
 
     def on_messages(self) -> None:
         """Take what workers sent."""
-        for _ in range(BATCH):
+        for count in range(1, BATCH + 1):
             received = self._workers.receive()
             if received is None:
-                return
-            identity, worker, frames = received
-            now = time.monotonic()
-            try:
-                message, _, _ = decode(frames)
-                handler = self._handlers.get(type(message))
-                if worker is not None and handler is not None:
-                    handler(worker, message, frames, now)  # type: ignore[arg-type]
-                elif isinstance(message, Register):
-                    self._on_register(identity, message, now)
-                else:  # of an incarnation that is gone
-                    self._dispatcher.counters.late += 1
-            except ProtocolError as exc:
-                logger.error("worker=%s bad message: %s", worker, exc)
-            except Exception:  # outermost: one message must not end the pool
-                logger.exception("worker=%s message lost", worker)
-            self._act(now)
+                break
+            self._take(*received)
+            if not self._workers.has_more():
+                break
+            if not count % FULL:
+                self._act(time.monotonic())
+        self._act(time.monotonic())
 
     # Inside.
+
+    def _take(self, identity: bytes, worker: str | None, frames: list[Bytes]) -> None:
+        now = time.monotonic()
+        try:
+            message, _, _ = decode(frames)
+            handler = self._handlers.get(type(message))
+            if worker is not None and handler is not None:
+                handler(worker, message, frames, now)
+            elif isinstance(message, Register):
+                self._on_register(identity, message, now)
+            else:  # of an incarnation that is gone
+                self._dispatcher.counters.late += 1
+        except ProtocolError as exc:
+            logger.error("worker=%s bad message: %s", worker, exc)
+        except Exception:  # outermost: one message must not end the pool
+            logger.exception("worker=%s message lost", worker)
 
     def _on_register(self, identity: bytes, message: Register, now: float) -> None:
         standby = self._standbys.expects(message.nonce)

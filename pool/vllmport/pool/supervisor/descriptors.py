@@ -1,7 +1,7 @@
 """All that a supervisor waits for, each with what is to be done.
 
-A socket of ZeroMQ is known by a descriptor that tells only of news since one last looked. So whoever
-handles it takes all that is there, and who may have left something, or swallowed the news by
+A socket of ZeroMQ has a descriptor that tells only of news since one last looked. So whoever
+handles it takes all that is there; and who may have left something, or swallowed the news by
 sending, is asked before each wait.
 """
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 import zmq
 
 from vllmport.bridge import limits
+from vllmport.bridge.bundles import FULL, FULL_BYTES, unbundled
 from vllmport.bridge.codec import Bytes, Packed, pack
 from vllmport.bridge.errors import (
     Overloaded,
@@ -47,7 +48,7 @@ class Front:
         clients: Their socket.
         welcome: What a new client is told.
         timeouts: What it is told of time-outs.
-        act: Called after each message, to do what was decided.
+        act: Called after some messages, to do what was decided.
     """
 
     def __init__(
@@ -70,19 +71,17 @@ class Front:
 
     def on_messages(self) -> None:
         """Take what clients sent."""
-        for _ in range(BATCH):
+        for count in range(1, BATCH + 1):
             received = self._clients.receive()
             if received is None:
-                return
+                break
             identity, client, frames, first = received
-            now = time.monotonic()
             try:
-                message, payload, buffers = decode(frames)
                 if client is None:
                     assert first is not None, "an unknown identity comes with its first frame"
-                    self._on_stranger(identity, message, first)
+                    self._on_stranger(identity, decode(frames)[0], first)
                 else:
-                    self._on_client(client, message, Packed(bytes(payload), list(buffers)), now)
+                    self._on_client(client, frames)
             except (ProtocolError, PermissionDenied, Overloaded) as exc:
                 logger.info("client=%s bad message: %s", client.key if client else "?", exc)
                 self._clients.send_to_stranger(identity, error_frames(exc))
@@ -91,7 +90,11 @@ class Front:
                 self._clients.send_to_stranger(
                     identity, error_frames(ProtocolError("not understood"))
                 )
-            self._act(now)
+            if not self._clients.has_more():
+                break
+            if len(frames[-1]) > FULL_BYTES or not count % FULL:
+                self._act(time.monotonic())
+        self._act(time.monotonic())
 
     def on_disconnects(self) -> None:
         """Take note of the connections that ended."""
@@ -140,7 +143,12 @@ class Front:
         self._events.add("client.connected", client=client.key, pid=message.pid, name=message.name)
         self.send(client.key, encode(self._welcome, pack(self._terms)))
 
-    def _on_client(self, client: Client, message: Message, packed: Packed, now: float) -> None:
+    def _on_client(self, client: Client, frames: list[bytes]) -> None:
+        now = time.monotonic()
+        for message, (_, payload, *buffers) in unbundled(frames):
+            self._take(client, message, Packed(payload, buffers), now)
+
+    def _take(self, client: Client, message: Message, packed: Packed, now: float) -> None:
         match message:
             case Call():
                 error = self._refusal(client, message, packed)

@@ -16,6 +16,8 @@ from typing import Any, Final
 import zmq
 
 from vllmport.bridge import limits
+from vllmport.bridge.bundles import bundled
+from vllmport.bridge.codec import Bytes
 from vllmport.bridge.errors import PoolClosed
 from vllmport.bridge.events import line
 from vllmport.bridge.messages import Bye, Welcome, encode
@@ -239,12 +241,16 @@ class Supervisor:
 
     def _send_outgoing(self) -> None:
         while outgoing := self._dispatcher.take_outgoing() + self._control.take_outgoing():
+            for_worker: dict[str, list[list[Bytes]]] = {}
             for message in outgoing:
                 match message:
                     case ToClient(client, frames):
                         self._front.send(client, frames)
                     case ToWorker(worker, frames):
-                        self._workers.send(worker, frames)
+                        for_worker.setdefault(worker, []).append(frames)
+            for worker, messages in for_worker.items():
+                for _, frames in bundled(messages):
+                    self._workers.send(worker, frames)
 
     def _act_once(self, now: float) -> bool:
         """Do the rest of it; return whether there was any."""

@@ -6,6 +6,7 @@ dropped in one place.
 
 import logging
 from collections.abc import Sequence
+from typing import Any, cast
 
 import zmq
 
@@ -39,14 +40,14 @@ class Workers:
         self._unread = self._unread and has_message(self.socket)
         return self._unread
 
-    def receive(self) -> tuple[bytes, str | None, list[bytes]] | None:
+    def receive(self) -> tuple[bytes, str | None, list[Bytes]] | None:
         """Receive one message: its identity, the worker behind it if it is known, its frames.
 
         Returns:
             None if there is none.
         """
         try:
-            identity, *frames = self.socket.recv_multipart(DONT_WAIT)
+            identity, *frames = cast(list[Any], self.socket.recv_multipart(DONT_WAIT))
         except zmq.Again:
             self._unread = False
             return None
