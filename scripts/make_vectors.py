@@ -16,6 +16,7 @@ from vllmport.bridge.errors import ERRORS, VllmportError
 from vllmport.bridge.limits import BUFFER_THRESHOLD, MAX_FRAME, MAX_PACKET
 from vllmport.bridge.messages import (
     KINDS,
+    Bundle,
     Bye,
     Call,
     Cancel,
@@ -218,6 +219,7 @@ MESSAGES: dict[str, tuple[Message, Any]] = {
     ),
     "holds": (Holds("5f0c", 3), None),
     "forget": (Forget("5f0c"), None),
+    "bundle": (Bundle([4, 1, 6, 1]), bytes.fromhex("930b0700 c0 940c07cc8000 c0")),
     "cancel": (Cancel(7), None),
     "credit": (Credit(7, 128), None),
     "result": (Result(1, 3, "tiny/0", 1), {"text": "Paris"}),

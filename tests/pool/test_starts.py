@@ -1,6 +1,5 @@
 """Starts that wait for room, with the GPUs read by a real child."""
 
-import select
 import time
 from collections.abc import Iterator
 from pathlib import Path

@@ -356,7 +356,9 @@ def come_in(own: Dealer, clients: Clients) -> Client:
     """Say HELLO and be let in."""
     say(own, HELLO)
     assert clients.socket.poll(WAIT_MS)
-    identity, known, _, first = clients.receive()
+    received = clients.receive()
+    assert received is not None
+    identity, known, _, first = received
     assert known is None
     assert first is not None
     return clients.admit(identity, first, 1)[0]

@@ -4,10 +4,11 @@ Pure.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
-from vllmport.bridge.codec import Bytes, Packed
+from vllmport.bridge.codec import Bytes, pack, unpack
 from vllmport.bridge.errors import ProtocolError
+from vllmport.bridge.limits import MAX_BUNDLE
 from vllmport.bridge.messages import Bundle, Message, decode, encode
 
 FULL: Final = 32
@@ -52,7 +53,7 @@ def unbundled(frames: Sequence[Bytes]) -> Iterator[tuple[Message, Sequence[Bytes
     if not isinstance(message, Bundle):
         yield message, frames
         return
-    for part in _parts(message.sizes, bytes(payload)):
+    for part in _parts(message.sizes, unpack(payload)):
         inner, _, _ = decode(part)
         if isinstance(inner, Bundle):
             raise ProtocolError("a bundle inside a bundle")
@@ -63,16 +64,18 @@ def _joined(messages: list[list[Bytes]]) -> list[Bytes]:
     if len(messages) == 1:
         return messages[0]
     parts = [frame for frames in messages for frame in frames]
-    return encode(Bundle(list(map(len, parts))), Packed(b"".join(parts), []))
+    return encode(Bundle(list(map(len, parts))), pack(b"".join(parts)))
 
 
-def _parts(sizes: list[int], payload: bytes) -> Iterator[list[bytes]]:
-    if not sizes or len(sizes) % 2 or min(sizes) < 0 or sum(sizes) != len(payload):
-        raise ProtocolError(f"{len(sizes)} sizes do not divide a bundle of {len(payload)} bytes")
+def _parts(sizes: list[int], joined: Any) -> Iterator[list[Bytes]]:
+    if not 1 <= len(sizes) // 2 <= MAX_BUNDLE or len(sizes) % 2 or min(sizes) < 0:
+        raise ProtocolError(f"a bundle has 1 to {MAX_BUNDLE} messages, two sizes for each")
+    if not isinstance(joined, bytes) or sum(sizes) != len(joined):
+        raise ProtocolError("the payload of a bundle is binary, and as long as its sizes say")
     at = 0
     pairs = iter(sizes)
     for header, body in zip(pairs, pairs, strict=True):
         middle = at + header
         end = middle + body
-        yield [payload[at:middle], payload[middle:end]]
+        yield [joined[at:middle], joined[middle:end]]
         at = end

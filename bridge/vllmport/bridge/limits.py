@@ -20,6 +20,9 @@ MAX_FRAME: Final = 64 * 1024 * 1024
 MAX_BUFFERS: Final = 64
 """Buffer frames in one message."""
 
+MAX_BUNDLE: Final = 256
+"""Messages in a bundle: as many as are taken from one side before the others get their turn."""
+
 MAX_PACKET: Final = 128 * 1024 * 1024
 """Bytes in a packet, which is a whole message on a stream of bytes."""
 

@@ -218,7 +218,7 @@ class Bundle(NamedTuple):
     """Client → supervisor → worker: several messages in one, none of them with buffers.
 
     `sizes` holds the bytes of the first header, of its payload, of the second header, and so on.
-    Payload: these, one after the other; the only one that need not be msgpack. See `bundles.py`.
+    Payload: these as one binary, one after the other. See `bundles.py`.
     """
 
     sizes: list[int]

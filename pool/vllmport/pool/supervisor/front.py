@@ -38,7 +38,7 @@ from vllmport.pool.supervisor.deciders import Deciders
 logger = logging.getLogger("vllmport.supervisor")
 
 BATCH: Final = 256
-"""Messages taken from one socket before the others get their turn."""
+"""Messages or bundles taken from one socket before the others get their turn."""
 
 
 class Front:
@@ -146,7 +146,7 @@ class Front:
     def _on_client(self, client: Client, frames: list[bytes]) -> None:
         now = time.monotonic()
         for message, (_, payload, *buffers) in unbundled(frames):
-            self._take(client, message, Packed(payload, buffers), now)
+            self._take(client, message, Packed(bytes(payload), buffers), now)
 
     def _take(self, client: Client, message: Message, packed: Packed, now: float) -> None:
         match message:
