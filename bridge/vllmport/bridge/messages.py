@@ -382,11 +382,11 @@ def _is_window(value: Any) -> bool:
 
 
 def _is_name(value: Any) -> bool:
-    return type(value) is str and len(value) <= MAX_NAME
+    return isinstance(value, str) and len(value) <= MAX_NAME
 
 
 def _is_text(value: Any) -> bool:
-    return type(value) is str and len(value) <= MAX_TEXT
+    return isinstance(value, str) and len(value) <= MAX_TEXT
 
 
 def _is_bool(value: Any) -> bool:

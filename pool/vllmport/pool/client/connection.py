@@ -121,6 +121,7 @@ class Connection:
             self._poller.register(int(source.getsockopt(zmq.FD)), select.POLLIN)
         self._poller.register(self._wake, select.POLLIN)
         self._reading = threading.Lock()  # held by the one who reads
+        self._watched = False  # by an event loop, or more
         self._left = 0  # threads that wait for what somebody else reads
         self._needed = threading.Event()  # set when the connection's own thread has to read
         self._thread = threading.Thread(target=self._serve, name="vllmport-client", daemon=True)
@@ -175,8 +176,8 @@ class Connection:
             self._mailboxes[call_id] = mailbox
             wake = self._deadlines.next()
             self._deadlines.set(call_id, time.monotonic() + timeout + GRACE)
-            if self._deadlines.next() < wake:
-                self._poke()
+            if self._deadlines.next() < wake and self._reading.locked():
+                self._poke()  # who reads sleeps too long; who comes later will know
             self._outbox.append((call_id, frames))
             full = len(self._outbox) >= FULL or not is_small(frames)
         if full:
@@ -227,6 +228,7 @@ class Connection:
         with self._lock:
             if self._wake < 0:
                 return []
+            self._watched = True
             sources = (self._socket, self._monitor)
             return [
                 os.dup(fd) for fd in (*(int(s.getsockopt(zmq.FD)) for s in sources), self._wake)
@@ -312,7 +314,8 @@ class Connection:
     def _flush(self) -> list[int]:
         """Send under the lock. Return the calls that were not sent, 0 for any other message.
 
-        Sending may swallow the socket's wake-up, so it is passed on.
+        Sending may swallow the socket's wake-up. It is passed on to whoever sleeps on it; who
+        comes to it only now looks before he sleeps.
         """
         outbox, self._outbox = self._outbox, []
         if not outbox or self._error is not None:
@@ -325,7 +328,7 @@ class Connection:
         except zmq.Again:
             return [call_id for call_id, _ in outbox[sent:]]
         finally:
-            if _readable(self._socket):
+            if (self._watched or self._reading.locked()) and _readable(self._socket):
                 self._poke()
         return []
 

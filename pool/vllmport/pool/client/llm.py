@@ -264,7 +264,7 @@ class LLM(EngineVerbs, VllmMethods):
         """Call a verb of the engine by its name and return its plain result."""
         seconds = self._seconds(timeout, timeout_profile)
         call = call_for(self.name, verb, priority, request_id, retry=retry)
-        return self._batch([call], [args], lambda value, _: value, seconds)[0]
+        return run_call(self._connection(), call, args, seconds)
 
     def engine_config(self) -> dict[str, Any]:
         """Return what the engine resolved its arguments to."""
