@@ -1,7 +1,7 @@
 """One connection to a supervisor: calls go out, their events come back into mailboxes.
 
 Owns the socket. Safe to use from many threads. It lives until supervisor or user ends it, and
-never again; `link.py` opens the next one.
+never again; `link.py` opens the next one. What is said at one time is sent together (`outbox.py`).
 
 Whoever waits for an answer reads the socket, if nobody else does: a thread in `wait`, an event loop
 by `read`. An answer to a lone caller passes through no second thread. Whatever others wait for at
@@ -21,7 +21,6 @@ from typing import Any, Final
 
 import zmq
 
-from vllmport.bridge.bundles import FULL, bundled, is_small
 from vllmport.bridge.codec import Bytes, Packed, unpack
 from vllmport.bridge.deadlines import Deadlines
 from vllmport.bridge.errors import (
@@ -52,13 +51,13 @@ from vllmport.bridge.messages import (
 from vllmport.bridge.timeouts import milliseconds, to_wire
 from vllmport.pool.client.greeting import greet, probe
 from vllmport.pool.client.mailbox import Done, Event, Failed, Item, Mailbox, ThreadMailbox
+from vllmport.pool.client.outbox import Outbox
 from vllmport.pool.client.travel import pack_arguments
 from vllmport.pool.keys import ClientKeys
 
 logger = logging.getLogger("vllmport.client")
 
 # As plain numbers: pyzmq's own are flags of Python, which cost more than the call they are for.
-_DONT_WAIT: Final = int(zmq.NOBLOCK)
 _EVENTS: Final = int(zmq.EVENTS)
 _POLLIN: Final = int(zmq.POLLIN)
 
@@ -97,7 +96,6 @@ class Connection:
         self._lock = threading.Lock()
         self._ids = itertools.count(1)
         self._mailboxes: dict[int, Mailbox] = {}
-        self._outbox: list[tuple[int, list[Bytes]]] = []  # call ids, or 0, and what to send
         self._deadlines: Deadlines[int] = Deadlines()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -108,6 +106,7 @@ class Connection:
         self._socket.setsockopt(zmq.IPV6, 1)
         if keys is not None:
             keys.put_on(self._socket)
+        self._outbox = Outbox(self._socket)
         self._monitor = self._socket.get_monitor_socket(ENDINGS)
         self._socket.connect(endpoint)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -178,18 +177,29 @@ class Connection:
             self._deadlines.set(call_id, time.monotonic() + timeout + GRACE)
             if self._deadlines.next() < wake and self._reading.locked():
                 self._poke()  # who reads sleeps too long; who comes later will know
-            self._outbox.append((call_id, frames))
-            full = len(self._outbox) >= FULL or not is_small(frames)
-        if full:
+            self._outbox.add(frames, call_id)
+        if self._outbox.full:
             self.flush()
         if not more:
             mailbox.see_to(self)
         return call_id
 
     def flush(self) -> None:
-        """Send what waits to be sent."""
+        """Send what waits to be sent.
+
+        Sending may swallow the socket's wake-up. It is passed on to whoever sleeps on it; who
+        comes to it only now looks before he sleeps.
+        """
         with self._lock:
-            unsent = self._flush()
+            if self._error is not None:  # whoever ended the connection answers the calls
+                self._outbox.clear()
+            if not self._outbox:
+                return
+            unsent = self._outbox.send()
+            if (self._watched or self._reading.locked()) and _readable(self._socket):
+                self._poke()
+            if unsent and _readable(self._monitor):
+                return  # it has ended: so it will be answered
             failed = [(call_id, self._forget(call_id)) for call_id in unsent]
         for call_id, mailbox in failed:
             if mailbox is not None:
@@ -308,29 +318,8 @@ class Connection:
 
     def _notify(self, message: Message) -> None:
         with self._lock:
-            self._outbox.append((0, encode(message)))
+            self._outbox.add(encode(message))
         self.flush()
-
-    def _flush(self) -> list[int]:
-        """Send under the lock. Return the calls that were not sent, 0 for any other message.
-
-        Sending may swallow the socket's wake-up. It is passed on to whoever sleeps on it; who
-        comes to it only now looks before he sleeps.
-        """
-        outbox, self._outbox = self._outbox, []
-        if not outbox or self._error is not None:
-            return []  # whoever ended the connection answers the calls
-        sent = 0
-        try:
-            for count, frames in bundled(frames for _, frames in outbox):
-                self._socket.send_multipart(frames, _DONT_WAIT)
-                sent += count
-        except zmq.Again:
-            return [call_id for call_id, _ in outbox[sent:]]
-        finally:
-            if (self._watched or self._reading.locked()) and _readable(self._socket):
-                self._poke()
-        return []
 
     def _poke(self) -> None:
         """Wake the reading thread, under the lock."""
