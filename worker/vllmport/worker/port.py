@@ -422,7 +422,7 @@ class SocketPort:
                 return
             small = False
         if small or len(values) == 1:
-            self._socket.send_multipart(encode(batch, packed))
+            self._socket.send_multipart(encode(batch, packed), copy=False)
             return
         half = len(values) // 2
         for part in (slice(half), slice(half, None)):

@@ -14,15 +14,15 @@ _POLLIN: Final = int(zmq.POLLIN)
 
 
 def send(socket: "zmq.Socket[bytes]", frames: tuple[Bytes, ...]) -> None:
-    """Send a message now or not at all.
+    """Send a message now or not at all; large frames are not copied once more.
 
     Raises:
         zmq.Again: There is no room for it.
         zmq.ZMQError: Its receiver is gone.
     """
     for frame in frames[:-1]:
-        socket.send(frame, _MORE)
-    socket.send(frames[-1], DONT_WAIT)
+        socket.send(frame, _MORE, copy=False)
+    socket.send(frames[-1], DONT_WAIT, copy=False)
 
 
 def has_message(socket: "zmq.Socket[bytes]") -> bool:
