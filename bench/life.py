@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import psutil
 from bench.contender import Failed
 from bench.job import Job
 from bench.lives import Life, Looped, Own
@@ -20,6 +21,8 @@ from bench.progress import say
 from bench.results import Measure, Section
 
 IDLE: Final = 3.0
+TROUBLE: Final = (Failed, OSError, RuntimeError, psutil.Error)
+"""What a contender can be in without ending the run."""
 
 
 class Kind(NamedTuple):
@@ -105,7 +108,7 @@ class LifeBench:
             else:
                 what = "asked to stop, until all of its processes are gone"
                 self._try(self._measure("stop", what), name, life.stop)
-        except (Failed, OSError, RuntimeError) as exc:
+        except TROUBLE as exc:
             cold.fail(name, str(exc))
             say(f"{name} does not start: {exc}")
         finally:
@@ -115,8 +118,9 @@ class LifeBench:
     def _idle(self, name: str, life: Life) -> None:
         assert isinstance(life, Own), "only a pool has a supervisor"
         found = life.idle(IDLE)
-        for key, unit in (("cpu", "share of a core"), ("rss", "MB")):
-            self._measure(f"idle_{key}", f"supervisor at rest: {unit}", unit).add(name, found[key])
+        for key, what, unit in (("cpu", "CPU", "share of a core"), ("rss", "memory", "MB")):
+            measure = self._measure(f"idle_{key}", f"supervisor's {what} at rest", unit)
+            measure.add(name, found[key])
 
     def _measure(self, key: str, what: str, unit: str = "s") -> Measure:
         return self.section.measure(key, what, unit, less_is_better=True)
@@ -126,7 +130,7 @@ class LifeBench:
             return
         try:
             measure.add(name, work())
-        except (Failed, OSError, RuntimeError) as exc:
+        except TROUBLE as exc:
             measure.fail(name, str(exc))
             say(f"{name}: {exc}")
 

@@ -22,7 +22,7 @@ from bench.workload import ENGINE_ARGS, ENGINE_ENV, ONE_PARAMS, ONE_PROMPT, ROOT
 
 ENGINES: Final = ROOT / "bench" / "engines"
 PATIENCE: Final = 180.0
-SURVIVES: Final = 10.0
+SURVIVES: Final = 5.0
 """Seconds after which a process that should be gone counts as left for good."""
 LOOK: Final = 0.005
 
@@ -166,11 +166,10 @@ class Looped(Life):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
+        self._log = folder / "loop.log"
         self._port = free_port()
         self._answer = ""
-        serving = shlex.join([sys.executable, *server_command(self._port, ENGINE_ARGS)])
-        loop = ["-c", f"while :; do {serving}; done"]
-        self._shell = Child(loop, folder / "loop.log", ENGINE_ENV, "/bin/sh")
+        self._child: Child | None = None
 
     def come_back(self) -> float:
         victim = psutil.Process(engine_of(self._pid))
@@ -183,10 +182,18 @@ class Looped(Life):
         return time.perf_counter() - start
 
     @property
+    def _shell(self) -> Child:
+        assert self._child is not None, "it was begun"
+        return self._child
+
+    @property
     def _pid(self) -> int:
         return self._shell.pid
 
     def _start(self) -> None:
+        serving = shlex.join([sys.executable, *server_command(self._port, ENGINE_ARGS)])
+        loop = ["-c", f"while :; do {serving}; done"]
+        self._child = Child(loop, self._log, ENGINE_ENV, "/bin/sh")
         self._answer = self._first_answer()
 
     def _ask_to_stop(self) -> None:
@@ -196,7 +203,8 @@ class Looped(Life):
         self._signal_server(signal.SIGKILL)
 
     def _end(self) -> None:
-        self._shell.stop()
+        if self._child is not None:
+            self._child.stop()
 
     def _signal_server(self, number: int) -> None:
         """Signal the server, after the loop that would start it again."""
