@@ -22,7 +22,7 @@ from bench.workload import ENGINE_ARGS, ENGINE_ENV, ONE_PARAMS, ONE_PROMPT, ROOT
 
 ENGINES: Final = ROOT / "bench" / "engines"
 PATIENCE: Final = 180.0
-SURVIVES: Final = 5.0
+SURVIVES: Final = 10.0
 """Seconds after which a process that should be gone counts as left for good."""
 LOOK: Final = 0.005
 
