@@ -16,10 +16,11 @@ from typing import Final
 
 from bench import page
 from bench.environment import prepare
+from bench.job import Job
 from bench.turns import PATIENCE, Turns
 
-SECTIONS: Final = {"echo": 3, "inference": 3, "life": 3, "deadlines": 2, "growth": 3}
-"""Section → its rounds."""
+SECTIONS: Final = {"echo": 2, "inference": 3, "life": 2, "deadlines": 2, "growth": 2}
+"""Section → its rounds: as many as fit into twenty minutes."""
 
 
 def main() -> int:
@@ -50,9 +51,9 @@ def _run(name: str, turns: Turns, rounds: int, only: list[str]) -> bool:
     print(f"{name}: {rounds} rounds …", flush=True)
     with tempfile.TemporaryDirectory(prefix="vllmport-bench-") as folder:
         try:
-            section = importlib.import_module(f"bench.{name}").run(
-                Path(folder), turns, rounds, only
-            )
+            job = Job(Path(folder), turns, rounds, only)
+            section = importlib.import_module(f"bench.{name}").run(job)
+            section.facts |= {"repeated_turns": turns.repeated, "disturbed_turns": turns.disturbed}
         except Exception:  # noqa: BLE001  # outermost: the other sections still count
             traceback.print_exc()
             return False

@@ -111,6 +111,19 @@ def family(pid: int) -> list[int]:
         return []
 
 
+def engine_of(pid: int) -> int:
+    """Return the process of vLLM's engine below another.
+
+    Raises:
+        RuntimeError: There is none.
+    """
+    for found in family(pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any("EngineCore" in part for part in psutil.Process(found).cmdline()):
+                return found
+    raise RuntimeError("there is no engine process")
+
+
 def cpu_seconds(pids: Sequence[int]) -> float:
     """Return the CPU time these processes have used, all threads that live, to the nanosecond.
 

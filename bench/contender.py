@@ -127,7 +127,7 @@ class Contender:
         line, self._buffer = self._buffer.split(b"\n", 1)
         found = json.loads(line)
         if "error" in found:
-            raise Failed(found["error"])
+            raise Failed(found["error"].removeprefix("NotOffered: "))
         return Done(found["value"], found["cpu"])
 
     def _last_words(self) -> str:

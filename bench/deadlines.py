@@ -3,10 +3,10 @@
 Only vllmport takes part: neither `vllm.LLM` nor vLLM's server knows a deadline for a call.
 """
 
-from pathlib import Path
 from typing import Final
 
 from bench.contender import Contender, Failed
+from bench.job import Job
 from bench.measure import percentile
 from bench.progress import say
 from bench.results import Section
@@ -22,17 +22,15 @@ HOW: Final = {
 }
 
 
-def run(folder: Path, turns: Turns, rounds: int, only: list[str]) -> Section:
+def run(job: Job) -> Section:
     """Run this section."""
-    section = Section("deadlines", HOW)
+    section = job.section("deadlines", HOW)
     script = str(ROOT / "bench" / "engines" / "budgets.py")
-    for mode in HOW:
-        if only and mode not in only:
-            continue
+    for mode in section.contenders:
         try:
-            with Contender(mode, [script, mode], folder) as budgets:
-                for _ in range(rounds):
-                    _round(section, budgets, turns)
+            with Contender(mode, [script, mode], job.folder) as budgets:
+                for _ in range(job.rounds):
+                    _round(section, budgets, job.turns)
         except Failed as exc:
             section.absent[mode] = str(exc)
         say(f"{mode}: done")

@@ -4,14 +4,13 @@ Each contender is a client process with one worker behind it, on the same machin
 throughout and take turns, but for Ray, whose processes are never idle: it is started for its turns.
 """
 
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from bench.contender import Contender, Done, Failed, Stuck
 from bench.environment import BENCH_PYTHON
+from bench.job import Job
 from bench.progress import say
 from bench.results import Measure, Section
-from bench.turns import Turns
 from bench.workload import ROOT
 
 PEERS: Final = ROOT / "bench" / "peers"
@@ -66,31 +65,26 @@ class EchoBench:
     """The contenders of this section.
 
     Args:
-        folder: For logs.
-        turns: Gives turns.
-        only: Contenders to take; all if empty.
+        job: What is to be done.
     """
 
-    def __init__(self, folder: Path, turns: Turns, only: list[str]) -> None:
-        self._folder = folder
-        self._turns = turns
-        self._peers = {n: p for n, p in CONTENDERS.items() if not only or n in only}
-        self.section = Section("echo", {n: peer.how for n, peer in self._peers.items()})
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._peers = {name: peer for name, peer in CONTENDERS.items() if job.takes(name)}
+        self.section = job.section("echo", {n: peer.how for n, peer in self._peers.items()})
         self._up: dict[str, Contender] = {}
 
-    def run(self, rounds: int) -> Section:
+    def run(self) -> Section:
         """Measure everything so many times."""
         try:
             for name, peer in self._peers.items():
                 if peer.resident:
                     self._start(name, peer)
-            for _ in range(rounds):
+            for _ in range(self._job.rounds):
                 self._round()
         finally:
             for contender in self._up.values():
                 contender.close()
-        self.section.facts["repeated_turns"] = self._turns.repeated
-        self.section.facts["disturbed_turns"] = self._turns.disturbed
         return self.section
 
     def _round(self) -> None:
@@ -111,7 +105,7 @@ class EchoBench:
         python = None if peer.ours else BENCH_PYTHON
         command = [str(PEERS / peer.script), *peer.arguments]
         try:
-            contender = Contender(name, command, self._folder, python)
+            contender = Contender(name, command, self._job.folder, python)
             contender.do("calls", 50, 0)
             contender.look()
         except Failed as exc:
@@ -131,9 +125,11 @@ class EchoBench:
             if order[-1] == LARGE:
                 self._refuse_the_slow(name)
             limit = 8 * LONGEST
-            found: Done = self._turns.take(lambda: contender.do(*order, timeout=limit), self._pids)
+            found: Done = self._job.turns.take(
+                lambda: contender.do(*order, timeout=limit), self._pids
+            )
         except Failed as exc:
-            measure.fail(name, str(exc).removeprefix("NotOffered: "))
+            measure.fail(name, str(exc))
             if isinstance(exc, Stuck):
                 self._start_again(name)
         else:
@@ -155,6 +151,6 @@ class EchoBench:
             raise Failed(f"not tried: it would take about {expected:.0f} s")
 
 
-def run(folder: Path, turns: Turns, rounds: int, only: list[str]) -> Section:
+def run(job: Job) -> Section:
     """Run this section."""
-    return EchoBench(folder, turns, only).run(rounds)
+    return EchoBench(job).run()

@@ -4,11 +4,11 @@ Real: streams, echo workers and clients of one pool. Simulated: the decisions al
 thousand workers and a million waiting calls (`decisions.py`).
 """
 
-from pathlib import Path
 from typing import Final
 
 from bench import decisions
 from bench.contender import Contender, Failed
+from bench.job import Job
 from bench.progress import say
 from bench.results import Section
 from bench.turns import Turns
@@ -23,18 +23,18 @@ GROWS: Final[dict[str, tuple[int, ...]]] = {
 PER: Final = {"streams": "token", "workers": "call", "clients": "call"}
 
 
-def run(folder: Path, turns: Turns, rounds: int, only: list[str]) -> Section:
+def run(job: Job) -> Section:
     """Run this section."""
     section = Section(
         "growth", {"pool": "one echo pool; asyncio client, or a bare socket a client"}
     )
     command = [str(ROOT / "bench" / "engines" / "scale.py")]
-    with Contender("scale", command, folder) as scale:
-        for _ in range(rounds):
+    with Contender("scale", command, job.folder) as scale:
+        for _ in range(job.rounds):
             for what, sizes in GROWS.items():
-                if not only or what in only:
-                    _grow(section, scale, turns, what, sizes)
-    if not only or "decisions" in only:
+                if job.takes(what):
+                    _grow(section, scale, job.turns, what, sizes)
+    if job.takes("decisions"):
         say("simulating up to 10,000 workers and 1,000,000 calls …")
         section.facts["decisions"] = decisions.measure()
     return section

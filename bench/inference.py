@@ -14,12 +14,12 @@ from bench.children import Child, family
 from bench.contender import Contender, Failed
 from bench.engines.work import EMBED_ARGS
 from bench.environment import BENCH_PYTHON
-from bench.peers.http_flight import free_port, wait_for
+from bench.job import Job
+from bench.peers.http_flight import HOST, free_port, wait_for
 from bench.progress import say
 from bench.results import Section
-from bench.server import HOST, flags
-from bench.turns import Turns
-from bench.workload import ENGINE_ARGS, ENGINE_ENV, MODEL, ROOT
+from bench.server import server_command
+from bench.workload import ENGINE_ARGS, ENGINE_ENV, ROOT
 
 ENGINES: Final = ROOT / "bench" / "engines"
 START_TIMEOUT: Final = 240.0
@@ -47,20 +47,16 @@ class InferenceBench:
     """The contenders of this section.
 
     Args:
-        folder: For logs.
-        turns: Gives turns.
-        only: Contenders to take; all if empty.
+        job: What is to be done.
     """
 
-    def __init__(self, folder: Path, turns: Turns, only: list[str]) -> None:
-        self._folder = folder
-        self._turns = turns
-        self._names = [name for name in HOW if not only or name in only]
-        self.section = Section("inference", {name: HOW[name] for name in self._names})
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self.section = job.section("inference", HOW)
         self._up: dict[str, Contender] = {}
         self._servers: list[Child] = []
 
-    def run(self, rounds: int) -> Section:
+    def run(self) -> Section:
         """Measure everything so many times."""
         for task, orders in (("generate", ORDERS), ("embed", (EMBED,))):
             with ExitStack() as stack:
@@ -68,10 +64,8 @@ class InferenceBench:
                 stack.callback(self._servers.clear)
                 self._start_all(task, stack)
                 self._warm_up(orders)
-                for _ in range(rounds):
+                for _ in range(self._job.rounds):
                     self._round(orders)
-        self.section.facts["repeated_turns"] = self._turns.repeated
-        self.section.facts["disturbed_turns"] = self._turns.disturbed
         return self.section
 
     def _round(self, orders: tuple[Any, ...]) -> None:
@@ -87,16 +81,16 @@ class InferenceBench:
         if name in measure.failed:
             return
         try:
-            found = self._turns.take(lambda: contender.do(*order), self._pids)
+            found = self._job.turns.take(lambda: contender.do(*order), self._pids)
         except Failed as exc:
-            measure.fail(name, str(exc).removeprefix("NotOffered: "))
+            measure.fail(name, str(exc))
         else:
             measure.add(name, found.value, found.cpu)
 
     def _watch_supervisor(self, pool: Contender) -> None:
         """See what the supervisor uses at the highest rate of tokens there is."""
         for width in (64, 256):
-            found = self._turns.take(partial(pool.do, "watched", width), self._pids).value
+            found = self._job.turns.take(partial(pool.do, "watched", width), self._pids).value
             share = self.section.measure(
                 f"supervisor_cpu{width}",
                 f"supervisor's CPU at {width} x 64 tokens streamed",
@@ -117,20 +111,20 @@ class InferenceBench:
 
     def _start_all(self, task: str, stack: ExitStack) -> None:
         port = self._begin_server(task, stack)  # it loads meanwhile
-        for name in self._names:
+        for name in self.section.contenders:
             kind, _, mode = name.partition(", ")
             if mode:
                 script = "pooled.py" if kind == "pool" else "in_process.py"
                 self._start(name, partial(list, (script, mode, task)), stack)
-        if "server" in self._names:
+        if "server" in self.section.contenders:
             self._start("server", lambda: self._before_server(port, task), stack)
-        if "SMG" in self._names and task == "generate":
+        if "SMG" in self.section.contenders and task == "generate":
             self._start("SMG", lambda: self._before_smg(port, stack), stack)
 
     def _start(self, name: str, command: Callable[[], list[str]], stack: ExitStack) -> None:
         try:
             script, *arguments = command()
-            contender = Contender(name, [str(ENGINES / script), *arguments], self._folder)
+            contender = Contender(name, [str(ENGINES / script), *arguments], self._job.folder)
             self._up[name] = stack.enter_context(contender)
         except (Failed, OSError, RuntimeError) as exc:
             self.section.absent[name] = " ".join(str(exc).split())[-300:]
@@ -140,8 +134,8 @@ class InferenceBench:
 
     def _begin_server(self, task: str, stack: ExitStack) -> int:
         port = free_port()
-        if {"server", "SMG"}.intersection(self._names):
-            self._servers.append(stack.enter_context(start_server(port, task, self._folder)))
+        if {"server", "SMG"}.intersection(self.section.contenders):
+            self._servers.append(stack.enter_context(start_server(port, task, self._job.folder)))
         return port
 
     def _before_server(self, port: int, task: str) -> list[str]:
@@ -154,7 +148,7 @@ class InferenceBench:
         command = ["-m", "smg.cli", "launch", "--host", HOST, "--port", str(port)]
         command += ["--worker-urls", f"http://{HOST}:{server}", "--log-level", "error"]
         command += ["--prometheus-port", str(free_port())]
-        gateway = Child(command, self._folder / "smg.log", python=BENCH_PYTHON)
+        gateway = Child(command, self._job.folder / "smg.log", python=BENCH_PYTHON)
         self._servers.append(stack.enter_context(gateway))
         wait_for(port, "/readiness", 60).close()
         return ["http_client.py", str(port), "generate"]
@@ -168,7 +162,7 @@ class InferenceBench:
                     contender.do(verb, *(min(count, 64) for count in arguments))
                 except Failed as exc:
                     measure = self.section.measure(key, "", "")
-                    measure.fail(name, str(exc).removeprefix("NotOffered: "))
+                    measure.fail(name, str(exc))
             contender.look()
             if len(orders) > 1:
                 said[name] = contender.do("first").value
@@ -178,12 +172,10 @@ class InferenceBench:
 
 def start_server(port: int, task: str, folder: Path) -> Child:
     """Start vLLM's own server, and do not wait for it."""
-    args = EMBED_ARGS if task == "embed" else ENGINE_ARGS
-    command = ["-m", "vllm.entrypoints.openai.api_server", "--model", MODEL, *flags(args)]
-    command += ["--served-model-name", "tiny", "--host", HOST, "--port", str(port)]
-    return Child([*command, "--disable-uvicorn-access-log"], folder / "server.log", ENGINE_ENV)
+    command = server_command(port, EMBED_ARGS if task == "embed" else ENGINE_ARGS)
+    return Child(command, folder / "server.log", ENGINE_ENV)
 
 
-def run(folder: Path, turns: Turns, rounds: int, only: list[str]) -> Section:
+def run(job: Job) -> Section:
     """Run this section."""
-    return InferenceBench(folder, turns, only).run(rounds)
+    return InferenceBench(job).run()

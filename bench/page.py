@@ -120,6 +120,8 @@ def _growth(found: Found, _: str) -> Iterator[str]:
         yield f"| --- |{' ---: |' * len(sizes)}"
         yield f"| median | {' | '.join(number(value['median']) for value in sizes.values())} |"
         yield ""
+        yield from (f"- {size}: {why}" for size, why in measure["failed"].items())
+        yield from [""] * bool(measure["failed"])
 
 
 def _decisions(found: Found, detail: str) -> Iterator[str]:

@@ -8,7 +8,6 @@ import asyncio
 import http.client
 import json
 import re
-import socket
 import time
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from bench.children import Child
 from bench.measure import rate, timed_calls
+from bench.peers.http_flight import HOST, free_port
 from bench.workload import (
     BATCH_PARAMS,
     BATCH_PROMPTS,
@@ -27,7 +27,6 @@ from bench.workload import (
     ONE_PROMPT,
 )
 
-HOST = "127.0.0.1"
 START_TIMEOUT = 300.0
 PATH = "/v1/completions"
 LAST_CHUNK = b"0\r\n\r\n"
@@ -47,9 +46,7 @@ class Server:
         self._port = free_port()
         self._runner = runner
         self._streams: list[StreamReader] = []
-        command = ["-m", "vllm.entrypoints.openai.api_server", "--model", MODEL]
-        command += ["--served-model-name", "tiny", "--host", HOST, "--port", str(self._port)]
-        command += ["--disable-uvicorn-access-log", *flags(ENGINE_ARGS)]
+        command = server_command(self._port, ENGINE_ARGS)
         self.child = Child(command, folder / "server.log", ENGINE_ENV)
         self._connection = http.client.HTTPConnection(HOST, self._port, timeout=60)
         self._body = _body(ONE_PROMPT, ONE_PARAMS, stream=False)
@@ -165,19 +162,14 @@ def _same(reader: StreamReader) -> StreamReader:
     return reader
 
 
-def free_port() -> int:
-    """Return a port of this machine that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
-
-
-def flags(args: dict[str, Any]) -> list[str]:
-    """Write engine arguments as options of a command."""
-    flags: list[str] = []
+def server_command(port: int, args: dict[str, Any]) -> list[str]:
+    """Return the arguments for Python that start the server with these engine arguments."""
+    command = ["-m", "vllm.entrypoints.openai.api_server", "--model", MODEL]
+    command += ["--served-model-name", "tiny", "--host", HOST, "--port", str(port)]
+    command += ["--disable-uvicorn-access-log"]
     for name, value in args.items():
-        flags += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return flags
+        command += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return command
 
 
 def _body(prompt: str, params: dict[str, Any], *, stream: bool) -> bytes:

@@ -15,10 +15,10 @@ from typing import Any
 from bench.engines.work import BACKGROUND, TEXTS, fresh_prompts, prompts, timed
 from bench.measure import timed_calls
 from bench.peers.harness import serve
+from bench.peers.http_flight import HOST
 from bench.server import StreamReader
 from bench.workload import BATCH_PARAMS, ONE_PARAMS, ONE_PROMPT
 
-HOST = "127.0.0.1"
 LONG: dict[str, Any] = {"temperature": 0.0, "max_tokens": 2048, "ignore_eos": True}
 
 

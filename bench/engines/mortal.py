@@ -1,4 +1,4 @@
-"""A pool whose worker is killed; asked again until it answers as before. Driven by life.py.
+"""A pool whose engine is killed; asked again until it answers as before. Driven by life.py.
 
 Usage: mortal.py off|on no|standby
 """
@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from bench.children import cpu_seconds, resident_mb
-from bench.life import engine_of
+from bench.children import cpu_seconds, engine_of, resident_mb
 from bench.peers.harness import serve
 from bench.workload import ENGINE_ARGS, ENGINE_ENV, ONE_PARAMS, ONE_PROMPT
 
@@ -30,19 +29,22 @@ class Mortal:
         args: dict[str, Any] = {**ENGINE_ARGS, "env": ENGINE_ENV}
         self._llm = self._pool.llm("tiny", v1_multiprocessing=mode, **args)
         self._mode = mode
-        self._expected = self._ask()
+
+    def first(self) -> str:
+        """Return the first token."""
+        return self._llm.generate(ONE_PROMPT, ONE, timeout=PATIENCE)[0].outputs[0].text
 
     def kill(self) -> float:
         """Kill the engine's process; return the seconds until the next right answer."""
         self._wait_for_standby()
+        expected = self.first()
         pid = int(self._pool.status()["workers"][0]["pid"])
         victim = engine_of(pid) if self._mode == "on" else pid
         start = time.perf_counter()
-        end = start + PATIENCE
-        kill(victim)
-        while time.perf_counter() < end:
+        os.kill(victim, signal.SIGKILL)
+        while time.perf_counter() < start + PATIENCE:
             try:
-                if self._ask() == self._expected and self._was_replaced(pid):
+                if self.first() == expected and self._was_replaced(pid):
                     return time.perf_counter() - start
             except VllmportError:
                 time.sleep(0.01)
@@ -55,8 +57,9 @@ class Mortal:
         time.sleep(seconds)
         return {"cpu": (cpu_seconds([pid]) - before) / seconds, "rss": resident_mb(pid)}
 
-    def _ask(self) -> str:
-        return self._llm.generate(ONE_PROMPT, ONE, timeout=PATIENCE)[0].outputs[0].text
+    def close(self) -> None:
+        """End the pool."""
+        self._pool.close()
 
     def _was_replaced(self, pid: int) -> bool:
         return bool(self._pool.status()["workers"][0]["pid"] != pid)
@@ -73,15 +76,15 @@ class Mortal:
         return any(standby["waiting"] for standby in standbys)
 
 
-def kill(pid: int) -> None:
-    """End a process at once."""
-    os.kill(pid, signal.SIGKILL)
-
-
 def make(mode: str, standby: str) -> dict[str, Callable[..., Any]]:
     """Return what can be asked."""
     mortal = Mortal(mode, standby)
-    return {"kill": mortal.kill, "idle": mortal.idle}
+    return {
+        "first": mortal.first,
+        "kill": mortal.kill,
+        "idle": mortal.idle,
+        "close": mortal.close,
+    }
 
 
 if __name__ == "__main__":
