@@ -154,18 +154,8 @@ class Wire:
         return bool(self.monitor.poll(int(timeout * 1000)))
 
 
-@contextlib.contextmanager
-def wires(served: Served) -> Iterator[Callable[[str], Wire]]:
-    """Return a function that connects with a key; its connections are closed with the block."""
-    with zmq.Context() as context:
-        made: list[Wire] = []  # kept, so that they are closed and not let go
-
-        def connect(name: str) -> Wire:
-            made.append(Wire(context, served, name))
-            return made[-1]
-
-        yield connect
-        context.destroy(linger=0)
+Connect = Callable[[str], Wire]
+"""Connects with the key of this name."""
 
 
 def serves_others(llm: LLM) -> bool:

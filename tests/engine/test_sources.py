@@ -83,11 +83,41 @@ def test_what_the_hub_does_not_have_says_how_to_alias_it(
         loaded(pool, OPEN, served.environment(cache), revision="no-such-revision")
 
 
-def test_without_a_hub_the_error_comes_at_once(pool: Pool, cache: Path) -> None:
-    begun = time.monotonic()
-    with pytest.raises((StartupFailed, InvalidRequest), match="aliases"):
-        loaded(pool, "nobody/offline", {"HF_HUB_OFFLINE": "1", "HF_HOME": str(cache)})
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
+AWAY = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+"""Told not to ask the hub; not told, and nobody answers there."""
+
+
+@pytest.mark.parametrize(
+    ("named", "env"),
+    [
+        ({"model": "nobody/nothing"}, OFFLINE),
+        ({"model": str(TINY), "tokenizer": "nobody/nothing"}, OFFLINE),
+        ({"model": str(TINY), "tokenizer": "nobody/nothing"}, AWAY),
+    ],
+    ids=["model, offline", "tokenizer, offline", "tokenizer, away"],
+)
+def test_without_a_hub_the_error_comes_at_once(
+    pool: Pool, cache: Path, named: dict[str, str], env: dict[str, str]
+) -> None:
+    begun, blamed = time.monotonic(), list(named)[-1]
+    with pytest.raises(StartupFailed, match=f"^{blamed} 'nobody/nothing' is not .* aliases"):
+        loaded(pool, env={**env, "HF_HOME": str(cache)}, **named)
     assert time.monotonic() - begun < 60, "what importing vLLM takes, and no more"
+
+
+def test_a_tokenizer_comes_from_the_hub_and_is_there_without_it(
+    pool: Pool, served: Hub, cache: Path
+) -> None:
+    for env in (served.environment(cache), {**served.environment(cache), **OFFLINE}):
+        with loaded(pool, str(TINY), env, tokenizer=OPEN) as llm:
+            assert works(llm)
+            assert OPEN.rpartition("/")[2] in llm.engine_config()["tokenizer"]
+
+
+def test_an_alias_may_stand_for_a_tokenizer(pool: Pool) -> None:
+    with loaded(pool, str(TINY), {}, tokenizer="tiny") as llm:
+        assert llm.engine_config()["tokenizer"] == str(TINY)
 
 
 def test_modelscope_without_its_package_says_so(pool: Pool, cache: Path) -> None:

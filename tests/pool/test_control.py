@@ -409,8 +409,12 @@ EAGER = {"enforce_eager": True}
             {"model": "a/b", "name": None, "env": None, "engine_args": {"dtype": "auto"}},
             ModelSpec("a/b", "a/b", engine_args={"dtype": "auto"}),
         ),
+        (
+            {"model": "a/b", "engine_args": {"tokenizer": "nick"}},
+            ModelSpec("a/b", "a/b", engine_args={"tokenizer": "org/model"}),
+        ),
     ],
-    ids=["nothing", "tiny on", "echo", "alias", "nils"],
+    ids=["nothing", "tiny on", "echo", "alias", "nils", "alias of a tokenizer"],
 )
 def test_what_callers_write_becomes_a_specification(
     args: dict[str, Any], expected: ModelSpec

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
@@ -14,7 +13,7 @@ import pytest
 import zmq
 
 from processes import PATIENCE, endless, eventually, script, unfinished
-from tcp_service import ECHO, Served, Wire, serves_others, wires
+from tcp_service import ECHO, Connect, Served, serves_others
 from vllmport.bridge.codec import pack
 from vllmport.bridge.limits import MAX_FRAME, MAX_PACKET
 from vllmport.bridge.messages import Bye, Call, Error, Ping, Pong, encode
@@ -36,30 +35,9 @@ MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def served(
-    tmp_path_factory: pytest.TempPathFactory, _module_leaves_nothing: None
-) -> Iterator[Served]:
-    """A service that keeps 1 MiB for a client that does not read."""
-    more = f"[policy]\nmax_client_bytes = {MIB}\n{ECHO}"
-    with Served(tmp_path_factory.mktemp("tcp"), more).running() as service:
-        yield service
-
-
-@pytest.fixture
-def guest(served: Served) -> Iterator[LLM]:
-    """Another client, which is served meanwhile."""
-    with served.connect("guest") as pool, pool.llm(name="echo") as llm:
-        yield llm
-
-
-Connect = Callable[[str], Wire]
-
-
-@pytest.fixture
-def connect(served: Served) -> Iterator[Connect]:
-    """Makes connections with a key, to be used message by message."""
-    with wires(served) as make:
-        yield make
+def settings() -> str:
+    """The service keeps 1 MiB for a client that does not read."""
+    return f"[policy]\nmax_client_bytes = {MIB}\n{ECHO}"
 
 
 def memory(pool: Pool) -> int:

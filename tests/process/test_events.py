@@ -3,6 +3,7 @@
 Those of calls are tested with calls, those of devices with devices, those of standbys with vLLM.
 """
 
+import asyncio
 import os
 import signal
 import time
@@ -17,7 +18,8 @@ from control_groups import control_group
 from processes import PATIENCE, SLACK, endless, eventually, is_running, worker_of, worker_pid
 from vllmport.bridge.errors import DeadlineExceeded
 from vllmport.bridge.events import EVENTS
-from vllmport.pool import LLM, Pool, StartupFailed, WorkerLost
+from vllmport.pool import LLM, AsyncPool, Pool, PoolLost, StartupFailed, WorkerLost
+from vllmport.pool.client.aio_events import AsyncEventStream
 from vllmport.pool.client.events import EventStream
 from vllmport.pool.reap import sweep
 
@@ -169,6 +171,67 @@ def test_worker_that_cannot_be_killed_is_replaced_and_the_pool_stops(runtime_dir
             (group / "freezer.state").write_text("THAWED")
         eventually(lambda: not is_running_pid(frozen))
     sweep(runtime_dir)  # the ledger was left, for this
+
+
+async def wait_in_turn(stream: AsyncEventStream, *names: str) -> None:
+    """Wait for events of these names, one after the other; others may come between them."""
+    for name in names:
+        while (await stream.get(PATIENCE) or {})["event"] != name:
+            pass
+
+
+async def test_a_coroutine_watches_from_when_it_says() -> None:
+    async with AsyncPool() as pool:
+        entered, awaited = pool.events(), await pool.events()
+        begun, behind = pool.events(last=1000), pool.events()
+        await pool.llm("echo")
+        for stream in (awaited, begun):
+            await wait_in_turn(stream, "worker.spawned", "model.ready")
+        async with entered, behind:
+            with pytest.raises(TimeoutError):
+                await entered.get(0.3)
+            await pool.unload("echo")
+            async for event in entered:
+                assert event["event"] not in ("worker.spawned", "model.ready")
+                if event["event"] == "model.unloaded":
+                    break
+            await wait_in_turn(behind, "model.unloaded")
+        assert [event async for event in entered] == [], "it was left"
+
+
+async def test_a_coroutine_that_stops_waiting_for_an_event_loses_none() -> None:
+    async with AsyncPool() as pool, pool.events() as stream:
+        waiting = asyncio.create_task(stream.get())
+        await asyncio.sleep(0.1)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await pool.llm("echo")
+        await wait_in_turn(stream, "worker.spawned", "worker.registered", "worker.ready")
+
+
+async def test_who_watches_no_more_costs_the_pool_nothing() -> None:
+    async with AsyncPool() as pool:
+        stream, dropped = await pool.events(), await pool.events()
+        connection = await pool.connection()
+        assert "2 calls" in repr(connection)
+        await stream.aclose()
+        del dropped
+        assert "0 calls" in repr(connection)
+        assert await stream.get() is None
+
+
+@pytest.mark.parametrize("killed", [False, True])
+async def test_watching_in_a_coroutine_ends_with_the_pool(*, killed: bool) -> None:
+    async with AsyncPool() as pool, pool.events() as stream:
+        pid = (await pool.status())["supervisor"]["pid"]
+        if killed:
+            os.kill(pid, signal.SIGKILL)
+            with pytest.raises(PoolLost):
+                [event async for event in stream]
+        else:
+            await pool.aclose()
+            assert [event async for event in stream] == []
 
 
 def is_running_pid(pid: int) -> bool:

@@ -52,12 +52,23 @@ def test_a_load_may_have_a_limit_of_its_own_for_all_of_it() -> None:
         pool.llm("echo", load_spin=60.0)
 
 
-def test_a_terminal_shows_how_far_a_load_has_come() -> None:
-    source = (
-        "from vllmport.pool import Pool\n"
-        "with Pool() as pool:\n"
-        "    pool.llm('echo', load_delay=1.5, load_stages=3)\n"
-    )
+BLOCKING = """
+from vllmport.pool import Pool
+with Pool() as pool:
+    pool.llm("echo", load_delay=1.5, load_stages=3)
+"""
+COROUTINE = """
+import asyncio
+from vllmport.pool import AsyncPool
+async def main():
+    async with AsyncPool() as pool:
+        await pool.llm("echo", load_delay=1.5, load_stages=3)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("source", [BLOCKING, COROUTINE], ids=["blocking", "coroutine"])
+def test_a_terminal_shows_how_far_a_load_has_come(source: str) -> None:
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (24, 100))
     with subprocess.Popen([sys.executable, "-c", source], stderr=slave) as process:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from processes import (
     unfinished,
     vllmport,
 )
-from tcp_service import ROLES, SECRET, TOKEN, Served, Wire, serves_others, wires
+from tcp_service import ROLES, SECRET, TOKEN, Connect, Served, Wire, serves_others
 from vllmport.bridge.codec import pack
 from vllmport.bridge.limits import PROTOCOL_VERSION
 from vllmport.bridge.messages import Call, Error, Hello, Ping, Pong, Welcome, decode, encode
@@ -52,37 +52,11 @@ from vllmport.pool.supervisor.door import LOOK_EVERY
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def served(
-    tmp_path_factory: pytest.TempPathFactory, _module_leaves_nothing: None
-) -> Iterator[Served]:
-    """A service whose keys are a boss, a guest, one with small quotas, one with the role ffi."""
-    with Served(tmp_path_factory.mktemp("tcp")).running() as service:
-        yield service
-
-
 @pytest.fixture
 def boss(served: Served) -> Iterator[Pool]:
     """Joined with the role admin."""
     with served.connect("boss") as pool:
         yield pool
-
-
-@pytest.fixture
-def guest(served: Served) -> Iterator[LLM]:
-    """The echo model, attached to with the role call."""
-    with served.connect("guest") as pool, pool.llm(name="echo") as llm:
-        yield llm
-
-
-Speak = Callable[[str], Wire]
-
-
-@pytest.fixture
-def speak(served: Served) -> Iterator[Speak]:
-    """Makes connections of a key, to be used message by message."""
-    with wires(served) as connect:
-        yield lambda name: connect(name).admitted()
 
 
 @pytest.fixture
@@ -165,9 +139,9 @@ def test_a_key_that_is_taken_away_ends_its_connections_with_the_reason(
 
 
 def test_who_stays_after_its_key_was_taken_away_is_shown_out(
-    served: Served, guest: LLM, stranger: LLM, speak: Speak
+    served: Served, guest: LLM, stranger: LLM, connect: Connect
 ) -> None:
-    own = speak("stranger")
+    own = connect("stranger").admitted()
     assert serves_others(stranger)
     served.write_clients(**ROLES)
     message, _ = own.hear()
@@ -418,9 +392,9 @@ def test_sessions_of_one_name_are_apart_for_different_keys(served: Served, boss:
 
 
 @pytest.fixture
-def wire(speak: Speak) -> Wire:
+def wire(connect: Connect) -> Wire:
     """A connection with the role call."""
-    return speak("guest")
+    return connect("guest").admitted()
 
 
 @pytest.mark.parametrize(
@@ -502,8 +476,8 @@ def test_no_key_has_more_calls_open_than_it_may(served: Served, guest: LLM) -> N
     assert serves_others(guest)
 
 
-def test_no_key_has_more_calls_waiting_than_it_may(speak: Speak, served: Served) -> None:
-    own = speak("small")
+def test_no_key_has_more_calls_waiting_than_it_may(connect: Connect, served: Served) -> None:
+    own = connect("small").admitted()
     args = pack({"prompt": "a", "sampling_params": endless()}).payload
     codes = []
     with served.connect("boss") as pool, pool.llm(name="echo") as llm:
@@ -519,8 +493,8 @@ def test_no_key_has_more_calls_waiting_than_it_may(speak: Speak, served: Served)
     assert codes == ["overloaded"]
 
 
-def test_no_key_has_more_bytes_open_than_it_may(speak: Speak, guest: LLM) -> None:
-    own = speak("small")
+def test_no_key_has_more_bytes_open_than_it_may(connect: Connect, guest: LLM) -> None:
+    own = connect("small").admitted()
     payload = pack({"prompt": "a" * 6000}).payload
     own.say(Call(1, "echo", "tokenize", None), payload)
     message, details = own.hear()
@@ -532,8 +506,8 @@ def test_no_key_has_more_bytes_open_than_it_may(speak: Speak, guest: LLM) -> Non
     assert serves_others(guest)
 
 
-def test_a_quota_is_for_the_key_and_not_for_each_connection(speak: Speak, guest: LLM) -> None:
-    wires = [speak("small") for _ in range(4)]
+def test_a_quota_is_for_the_key_and_not_for_each_connection(connect: Connect, guest: LLM) -> None:
+    wires = [connect("small").admitted() for _ in range(4)]
     call = Call(1, "", "events", None, window=1)
     for own in wires[:3]:
         own.say(call, b"\x80")
@@ -544,8 +518,10 @@ def test_a_quota_is_for_the_key_and_not_for_each_connection(speak: Speak, guest:
     assert serves_others(guest)
 
 
-def test_no_key_has_more_connections_than_it_may(served: Served, speak: Speak, guest: LLM) -> None:
-    wires = [speak("small") for _ in range(5)]
+def test_no_key_has_more_connections_than_it_may(
+    served: Served, connect: Connect, guest: LLM
+) -> None:
+    wires = [connect("small").admitted() for _ in range(5)]
     with pytest.raises(Overloaded, match="max_connections = 5") as caught:
         served.connect("small")
     assert caught.value.details["quota"] == "max_connections"

@@ -153,6 +153,19 @@ def test_handles_that_are_gone_free_their_objects_with_the_next_call(session: Se
     assert alive(session) == before
 
 
+@pytest.mark.parametrize("how", ["call", "stream"])
+def test_a_call_that_was_never_made_leaves_gone_handles_to_the_next(
+    session: Session, how: str
+) -> None:
+    before = alive(session)
+    thing = session.call(SAMPLES, "Thing")
+    del thing
+    gc.collect()
+    with pytest.raises(InvalidRequest):
+        getattr(session, how)(SAMPLES, "fetch", object())
+    assert alive(session) == before
+
+
 def test_ten_thousand_refs_made_and_dropped_leave_memory_flat(pool: Pool, session: Session) -> None:
     worker = psutil.Process(worker_of(pool)["pid"])
 

@@ -124,7 +124,7 @@ class PoolConfig(BaseModel):
         process_group_kill: Whether a worker's whole group is killed with it; without that, vLLM's
             engine may not run in a process of its own.
         timeouts: How long calls may take.
-        aliases: Names as callers write them → folder or hub name.
+        aliases: Names of models and tokenizers as callers write them → folder or hub name.
         models: What to start at once and keep.
         policy: Limits and patience.
         universal: What universal calls may do.

@@ -156,7 +156,7 @@ class Plan:
         log_dir: Where the workers' stderr goes, a file each.
         python: Interpreter of the workers.
         models: What to start at once, and to keep whoever leaves.
-        aliases: Model name as callers write it → folder or hub name.
+        aliases: Name of a model or tokenizer as callers write it → folder or hub name.
         policy: Limits and patience.
         config: The file this was made of, if any, and a digest of what it said: `path`, `digest`.
         log_level: Of the supervisor, and of vLLM unless its own variable says otherwise.

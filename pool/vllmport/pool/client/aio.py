@@ -15,6 +15,7 @@ from vllmport.bridge.limits import DEFAULT_WINDOW
 from vllmport.bridge.messages import Call
 from vllmport.bridge.timeouts import Timeouts
 from vllmport.pool.client.adapters import Adapters
+from vllmport.pool.client.aio_events import AsyncEventStream
 from vllmport.pool.client.aio_stream import AsyncStream
 from vllmport.pool.client.aio_universal import AsyncSession
 from vllmport.pool.client.aio_verbs import AsyncEngineVerbs
@@ -22,9 +23,9 @@ from vllmport.pool.client.batch import Batch
 from vllmport.pool.client.connection import Connection
 from vllmport.pool.client.llm import LOAD_TIMEOUT, warn_of
 from vllmport.pool.client.loop import LoopMailbox
-from vllmport.pool.client.mailbox import Done, Failed
+from vllmport.pool.client.mailbox import Done, Failed, Item
 from vllmport.pool.client.pool import CONTROL_TIMEOUT, RESTART_TIMEOUT, Pool, announce_demonstration
-from vllmport.pool.client.progress import batch_bar
+from vllmport.pool.client.progress import batch_bar, load_line
 from vllmport.pool.client.refs import Terms
 from vllmport.pool.client.requests import (
     Extras,
@@ -218,9 +219,10 @@ class AsyncLLM(AsyncEngineVerbs):
             return connection
         async with self._loading:
             if connection is not self._lease:
-                call = call_for("", "load", None, None)
+                call = call_for("", "load", None, None, DEFAULT_WINDOW)
                 arguments = {**self._load_arguments, "wait": self._wait}
-                warn_of(await run_call(connection, call, arguments, LOAD_TIMEOUT))
+                with load_line(self.name, wanted=True) as show:
+                    warn_of(await run_call(connection, call, arguments, LOAD_TIMEOUT, show))
                 self._lease = connection
         return connection
 
@@ -386,6 +388,13 @@ class AsyncPool:
         """Return what runs: supervisor, spawner, models, workers, counters."""
         return dict(await self.call("status", {}))
 
+    def events(self, *, last: int = 0) -> AsyncEventStream:
+        """Watch what happens, with `async for`; see `Pool.events`.
+
+        It watches from when it is awaited or entered, else from the first event waited for.
+        """
+        return AsyncEventStream(self.connection, last)
+
     async def call(
         self, verb: str, args: dict[str, Any], *, timeout: float = CONTROL_TIMEOUT
     ) -> Any:
@@ -417,8 +426,14 @@ class AsyncPool:
         return self._pool
 
 
-async def run_call(connection: Connection, call: Call, args: dict[str, Any], timeout: float) -> Any:
-    """Make one call and wait for its result; cancel it if the task is cancelled.
+async def run_call(
+    connection: Connection,
+    call: Call,
+    args: dict[str, Any],
+    timeout: float,
+    on_item: Callable[[Any], None] = lambda _: None,
+) -> Any:
+    """Make one call and wait for its end; cancel it if the task is cancelled.
 
     Raises:
         VllmportError: The call failed.
@@ -426,12 +441,15 @@ async def run_call(connection: Connection, call: Call, args: dict[str, Any], tim
     mailbox = LoopMailbox()
     call_id = connection.submit(call, args, timeout, mailbox)
     try:
-        match await mailbox.get():
-            case Done(_, value):
-                return value
-            case Failed(_, error):
-                raise error
-        raise AssertionError("a call without a window has no items")
+        while True:
+            match await mailbox.get():
+                case Item(_, value):
+                    on_item(value)
+                    connection.credit(call_id, 1)
+                case Done(_, value):
+                    return value
+                case Failed(_, error):
+                    raise error
     except BaseException:
         connection.abandon(call_id)
         raise

@@ -1,7 +1,6 @@
 """Sessions and refs for coroutines: `universal.py` with `await`."""
 
 import contextlib
-import copy
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Self
 
@@ -13,7 +12,7 @@ from vllmport.bridge.universal import Verb
 from vllmport.pool.client.connection import Connection
 from vllmport.pool.client.loop import LoopMailbox
 from vllmport.pool.client.mailbox import Done, Failed, Item
-from vllmport.pool.client.refs import Book, Remote, Terms, call_arguments, method_arguments
+from vllmport.pool.client.refs import Holder, Remote, Terms, call_arguments, method_arguments
 from vllmport.pool.client.window import Window
 
 Connect = Callable[[], Awaitable[Connection]]
@@ -52,17 +51,12 @@ class AsyncRef(Remote):
         return self.owner.iterate(self)
 
 
-class AsyncSession:
+class AsyncSession(Holder):
     """Owns the refs that its calls return. Methods, arguments and errors are those of `Session`."""
 
     def __init__(self, terms: Terms, connection: Connect, timeout: float) -> None:
-        self._terms = terms
+        super().__init__(terms, timeout)
         self._connection = connection
-        self._timeout = timeout
-        self._book = Book()
-
-    def __repr__(self) -> str:
-        return f"<AsyncSession {self._terms.name!r} of {self._terms.model!r}>"
 
     async def __aenter__(self) -> Self:
         return self
@@ -71,12 +65,6 @@ class AsyncSession:
         if not self._terms.ttl_ms:
             with contextlib.suppress(VllmportError):  # a pool that is gone has no session
                 await self.end()
-
-    def within(self, timeout: float) -> Self:
-        """Return this session with another time-out for its calls, in seconds."""
-        other = copy.copy(self)
-        other.__dict__["_timeout"] = timeout
-        return other
 
     async def call(self, module: str, name: str, /, *args: Any, **kwargs: Any) -> Any:
         """Call a function, a class or a method of a class."""
@@ -128,29 +116,15 @@ class AsyncSession:
     async def _run(self, verb: Verb, args: dict[str, Any]) -> Any:
         from vllmport.pool.client.aio import run_call
 
-        dropped = self._told(args)
         header = self._terms.header(verb)
-        try:
+        with self._telling(args):
             result = await run_call(await self._connection(), header, args, self._timeout)
-        except BaseException:
-            self._book.put_back(dropped)
-            raise
-        return self._book.adopt(result, self._ref)
+        return self._adopted(result)
 
     def _stream(self, verb: Verb, args: dict[str, Any]) -> "AsyncItemStream":
-        self._told(args)
         header = self._terms.header(verb, DEFAULT_WINDOW)
-        return AsyncItemStream(self._connection, header, args, self._timeout, self._adopted)
-
-    def _told(self, args: dict[str, Any]) -> list[int]:
-        """Put into the arguments of a call which objects nobody has any more."""
-        dropped = self._book.take_dropped()
-        if dropped:
-            args["released"] = dropped
-        return dropped
-
-    def _adopted(self, value: Any) -> Any:
-        return self._book.adopt(value, self._ref)
+        with self._telling(args):
+            return AsyncItemStream(self._connection, header, args, self._timeout, self._adopted)
 
     def _ref(self, ref: WireRef) -> AsyncRef:
         return AsyncRef(ref, self)

@@ -1,4 +1,4 @@
-"""What happens in a pool, as it happens."""
+"""What happens in a pool, as it happens. `aio_events.py` is the same for coroutines."""
 
 import contextlib
 import math
@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 from vllmport.bridge.errors import PoolClosed
+from vllmport.bridge.messages import Call
 from vllmport.pool.client.connection import Connection
-from vllmport.pool.client.mailbox import Failed, Item, ThreadMailbox
+from vllmport.pool.client.mailbox import Event, Failed, Item, ThreadMailbox
 from vllmport.pool.client.requests import call_for
 
 
@@ -25,8 +26,7 @@ class EventStream(Iterator[dict[str, Any]]):
     def __init__(self, connection: Connection, last: int = 0) -> None:
         self._connection = connection
         self._mailbox = ThreadMailbox()
-        call = call_for("", "events", None, None)._replace(window=1)
-        self._call = connection.submit(call, {"last": last}, math.inf, self._mailbox)
+        self._call = connection.submit(*watching(last), self._mailbox)
         self._open = True
 
     def __iter__(self) -> Self:
@@ -65,17 +65,30 @@ class EventStream(Iterator[dict[str, Any]]):
             arrived = self._connection.wait(self._mailbox, timeout)
         except queue.Empty:
             raise TimeoutError(f"no event within {timeout} s") from None
-        match arrived:
-            case Item(_, value):
-                return dict(value)
-            case Failed(_, error) if not isinstance(error, PoolClosed):
-                self._open = False
-                raise error
-        self._open = False
-        return None
+        self._open = isinstance(arrived, Item)
+        return event_in(arrived)
 
     def close(self) -> None:
         """Watch no more."""
         if self._open:
             self._open = False
             self._connection.abandon(self._call)
+
+
+def watching(last: int) -> tuple[Call, dict[str, Any], float]:
+    """Return the call that watches a pool, its arguments and its time-out."""
+    return call_for("", "events", None, None, window=1), {"last": last}, math.inf
+
+
+def event_in(arrived: Event) -> dict[str, Any] | None:
+    """Return the event that came; None if it was the end.
+
+    Raises:
+        VllmportError: It was an end that nobody asked for.
+    """
+    match arrived:
+        case Item(_, value):
+            return dict(value)
+        case Failed(_, error) if not isinstance(error, PoolClosed):
+            raise error
+    return None

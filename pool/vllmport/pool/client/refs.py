@@ -4,12 +4,15 @@ No I/O. A ref that nobody has any more is noted by its finalizer, which may run 
 nothing else; the session's next call tells the worker.
 """
 
+import contextlib
+import copy
 import itertools
 import secrets
 import weakref
+from abc import abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from vllmport.bridge.codec import Ref as WireRef
 from vllmport.bridge.errors import InvalidRequest, shown
@@ -138,6 +141,48 @@ class Book:
         drop = weakref.finalize(handle, self._dropped.append, (ref.session, ref.number))
         drop.atexit = False
         return handle
+
+
+class Holder:
+    """A session without its connection; `Session` and `AsyncSession` make its calls.
+
+    Args:
+        terms: What its calls say of it.
+        timeout: Seconds for each call.
+    """
+
+    def __init__(self, terms: Terms, timeout: float) -> None:
+        self._terms = terms
+        self._timeout = timeout
+        self._book = Book()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._terms.name!r} of {self._terms.model!r}>"
+
+    def within(self, timeout: float) -> Self:
+        """Return this session with another time-out for its calls, in seconds."""
+        other = copy.copy(self)
+        other.__dict__["_timeout"] = timeout
+        return other
+
+    @abstractmethod
+    def _ref(self, ref: WireRef) -> Remote:
+        """Return a handle of an object."""
+
+    def _adopted(self, value: Any) -> Any:
+        return self._book.adopt(value, self._ref)
+
+    @contextlib.contextmanager
+    def _telling(self, args: dict[str, Any]) -> Iterator[None]:
+        """Say in the arguments of a call which objects nobody has any more; again if it fails."""
+        dropped = self._book.take_dropped()
+        if dropped:
+            args["released"] = dropped
+        try:
+            yield
+        except BaseException:
+            self._book.put_back(dropped)
+            raise
 
 
 def arguments(**args: Any) -> dict[str, Any]:

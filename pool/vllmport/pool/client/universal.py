@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
@@ -15,7 +14,7 @@ from vllmport.bridge.messages import Call
 from vllmport.bridge.universal import Verb
 from vllmport.pool.client.connection import Connection
 from vllmport.pool.client.mailbox import Done, Failed, Item, ThreadMailbox
-from vllmport.pool.client.refs import Book, Remote, Terms, call_arguments, method_arguments
+from vllmport.pool.client.refs import Holder, Remote, Terms, call_arguments, method_arguments
 from vllmport.pool.client.window import Window
 
 
@@ -51,7 +50,7 @@ class Ref(Remote):
         return self.owner.iterate(self)
 
 
-class Session:
+class Session(Holder):
     """Owns the refs that its calls return; `LLM.session` makes one.
 
     Results that can travel are returned as values, others as `Ref`. All methods raise:
@@ -63,13 +62,8 @@ class Session:
     """
 
     def __init__(self, terms: Terms, connection: Callable[[], Connection], timeout: float) -> None:
-        self._terms = terms
+        super().__init__(terms, timeout)
         self._connection = connection
-        self._timeout = timeout
-        self._book = Book()
-
-    def __repr__(self) -> str:
-        return f"<Session {self._terms.name!r} of {self._terms.model!r}>"
 
     def __enter__(self) -> Self:
         return self
@@ -78,12 +72,6 @@ class Session:
         if not self._terms.ttl_ms:
             with contextlib.suppress(VllmportError):  # a pool that is gone has no session
                 self.end()
-
-    def within(self, timeout: float) -> Self:
-        """Return this session with another time-out for its calls, in seconds."""
-        other = copy.copy(self)
-        other.__dict__["_timeout"] = timeout
-        return other
 
     # Modules.
 
@@ -141,28 +129,15 @@ class Session:
     def _run(self, verb: Verb, args: dict[str, Any]) -> Any:
         from vllmport.pool.client.llm import run_call
 
-        dropped = self._told(args)
-        try:
-            result = run_call(self._connection(), self._terms.header(verb), args, self._timeout)
-        except BaseException:
-            self._book.put_back(dropped)
-            raise
-        return self._book.adopt(result, self._ref)
+        header = self._terms.header(verb)
+        with self._telling(args):
+            result = run_call(self._connection(), header, args, self._timeout)
+        return self._adopted(result)
 
     def _stream(self, verb: Verb, args: dict[str, Any]) -> "ItemStream":
-        self._told(args)
         header = self._terms.header(verb, DEFAULT_WINDOW)
-        return ItemStream(self._connection(), header, args, self._timeout, self._adopted)
-
-    def _told(self, args: dict[str, Any]) -> list[int]:
-        """Put into the arguments of a call which objects nobody has any more."""
-        dropped = self._book.take_dropped()
-        if dropped:
-            args["released"] = dropped
-        return dropped
-
-    def _adopted(self, value: Any) -> Any:
-        return self._book.adopt(value, self._ref)
+        with self._telling(args):
+            return ItemStream(self._connection(), header, args, self._timeout, self._adopted)
 
     def _ref(self, ref: WireRef) -> Ref:
         return Ref(ref, self)

@@ -29,7 +29,7 @@ def spec_from(args: Mapping[str, Any], aliases: Mapping[str, str]) -> ModelSpec:
     Args:
         args: `model`, `name`, `v1_multiprocessing`, `env`, `replicas`, `loras`,
             `preset`, `engine_args`; all optional.
-        aliases: Model name as callers write it → what it stands for.
+        aliases: Name of a model, or of a tokenizer, as callers write it → what it stands for.
 
     Raises:
         InvalidRequest: A field is of a wrong type or out of range, or an engine argument unknown.
@@ -42,6 +42,8 @@ def spec_from(args: Mapping[str, Any], aliases: Mapping[str, str]) -> ModelSpec:
     mode = _mode(args.get("v1_multiprocessing") or "auto")
     engine_args, notes = _engine_args(args.get("engine_args") or {}, checked=resolved != ECHO_MODEL)
     engine_args = {**preset(args.get("preset")), **engine_args}
+    if isinstance(tokenizer := engine_args.get("tokenizer"), str):
+        engine_args["tokenizer"] = aliases.get(tokenizer, tokenizer)
     env = _env(args.get("env") or {})
     if isinstance(engine_args.get("hf_token"), str):  # where it is shown to nobody
         env = {**env, "HF_TOKEN": engine_args.pop("hf_token")}

@@ -7,16 +7,27 @@ Imports vLLM: only for workers that run it.
 import dataclasses
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from vllm import envs
 from vllm.config import CompilationConfig, VllmConfig
 from vllm.config.compilation import CompilationMode
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
+from vllm.transformers_utils.utils import maybe_model_redirect
 from vllm.usage.usage_lib import UsageContext
 
 from vllmport.bridge.errors import InvalidRequest
-from vllmport.worker.engines.vllm_errors import as_config_error, refuse_missing, unknown
+from vllmport.worker.engines.vllm_errors import (
+    NO_HUB,
+    as_config_error,
+    no_hub,
+    refuse_missing,
+    unknown,
+)
 
 USAGE = UsageContext.LLM_CLASS
 """vLLM chooses batch sizes by this; callers expect what `vllm.LLM` does."""
@@ -63,6 +74,7 @@ def engine_config(
             "data_parallel_size needs v1_multiprocessing=on",
         )
     try:
+        _reach_tokenizer(args)
         engine_args = AsyncEngineArgs(**{**DEFAULTS, **_with_objects(args)})
         config = engine_args.create_engine_config(USAGE)
     except Exception as exc:  # whatever vLLM and pydantic raise while they check
@@ -145,6 +157,26 @@ def _of_running(config: VllmConfig) -> dict[str, Any]:
         "structured_outputs_backend": structured.backend,
         "device": current_platform.device_type,
     }
+
+
+def _reach_tokenizer(args: Mapping[str, Any]) -> None:
+    """Ask the hub, once, for a tokenizer that is not the model's own.
+
+    vLLM does so only as it builds the engine, and file by file: without a hub that takes minutes.
+    """
+    asked = args.get("tokenizer")
+    if asked in (None, args["model"]) or args.get("skip_tokenizer_init"):
+        return
+    name = maybe_model_redirect(str(asked))
+    if envs.VLLM_USE_MODELSCOPE or Path(name).exists():
+        return
+    revision = args.get("tokenizer_revision") or args.get("revision")
+    try:
+        snapshot_download(name, revision=revision, allow_patterns=["tokenizer_config.json"])
+    except HFValidationError:  # no name on the hub: an address of another kind, for vLLM to judge
+        return
+    except NO_HUB as exc:
+        raise no_hub(exc, "tokenizer", name) from exc
 
 
 def _with_objects(args: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,6 +44,9 @@ _CONFIG_NAMES = {"cache_dtype": "kv_cache_dtype", "method": "quantization"}
 """Fields of vLLM's configuration that its engine arguments call by another name."""
 
 
+NO_HUB = (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError)
+"""What the hub's client raises where it cannot be reached, or does not give what was asked for."""
+
 _NOT_ARGUMENTS = {None, "input_tokens", "input_text"}
 """What vLLM calls a parameter though no caller gives one of that name."""
 
@@ -107,10 +110,8 @@ def as_config_error(error: BaseException, args: Mapping[str, Any]) -> VllmportEr
             return error
         case pydantic.ValidationError():
             return _refused_fields(error, args)
-        case LocalEntryNotFoundError() | OfflineModeIsEnabled() | HfHubHTTPError():
-            return _no_hub(error, args)
-        case OSError() if not Path(args["model"]).exists():  # transformers' word for the same
-            return _no_hub(error, args)
+        case OSError() if isinstance(error, NO_HUB) or not Path(args["model"]).exists():
+            return no_hub(error, "model", args["model"])  # the latter is transformers' word for it
         case VLLMClientError() | ValueError() | TypeError():
             name = _mentioned(str(error), args)
             return InvalidRequest.of(name, plain(args.get(name)), str(error), phase="load")
@@ -206,12 +207,11 @@ def class_of(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _no_hub(error: BaseException, args: Mapping[str, Any]) -> StartupFailed:
-    """Say what to do when the hub cannot be reached, or has no such model."""
-    model = args["model"]
+def no_hub(error: BaseException, parameter: str, name: str) -> StartupFailed:
+    """Say what to do when the hub cannot be reached, or does not have what was named."""
     return StartupFailed(
-        f"model {model!r} is not on this machine and the hub did not give it: give its folder, or "
-        f'name the folder in the pool\'s aliases: "{model}" = "/path"; the hub\'s client said '
+        f"{parameter} {name!r} is not on this machine and the hub did not give it: give its folder,"
+        f' or name the folder in the pool\'s aliases: "{name}" = "/path"; the hub\'s client said '
         f"{type(error).__name__}: {error}",
         phase="load",
         details={"class": class_name(error)},
