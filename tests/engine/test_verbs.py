@@ -96,34 +96,49 @@ def test_an_adapter_is_known_by_name_and_changes_only_its_own_prompts(full: LLM)
     assert text_of(full.generate(FRANCE, GREEDY)) == " Paris."
 
 
-@pytest.mark.parametrize("mode", ["off", "on"])
-@pytest.mark.parametrize("slots", [1, 2])
-def test_prompts_without_an_adapter_are_the_models_own_when_all_slots_are_taken(
-    pool: Pool, mode: str, slots: int
-) -> None:
-    """VLLM 0.32 on the CPU takes "none" for the last slot."""
-    names = [f"swapped-{number}" for number in range(slots)]
+@pytest.fixture(params=[1, 2])
+def slots(request: pytest.FixtureRequest, pool: Pool, full: LLM) -> Iterator[tuple[int, LLM]]:
+    """How many adapters fit into a step, and an engine of which that is so."""
+    if request.param == 2:
+        yield 2, full
+        return
+    mode = full.name.partition("-")[2]
     with pool.llm(
         "tiny",
-        name=f"slots-{slots}-{mode}",
+        name=f"slot-{mode}",
         v1_multiprocessing=mode,
         env=UNBOUND,
         enable_lora=True,
         max_lora_rank=8,
-        max_loras=slots,
+        max_loras=1,
     ) as llm:
-        for name in names:
-            llm.add_lora(name, ADAPTER)
-        asked = [*names, None, *names, None]
-        found = llm.generate([FRANCE] * len(asked), GREEDY, lora_request=asked)
-        texts = [output.outputs[0].text for output in found]
-        assert texts == [" Tokyo." if name else " Paris." for name in asked]
-        if mode == "off":
-            assert_adapters_share_steps(pool, llm, together=slots > 1)
+        yield 1, llm
 
 
-def assert_adapters_share_steps(pool: Pool, llm: LLM, *, together: bool) -> None:
-    """Two adapters are in one step where `max_loras` allows it, and take turns where not."""
+def test_prompts_without_an_adapter_are_the_models_own_when_all_slots_are_taken(
+    pool: Pool, slots: tuple[int, LLM]
+) -> None:
+    """VLLM 0.32 on the CPU takes "none" for the last slot."""
+    count, llm = slots
+    names = [f"swapped-{number}" for number in range(count)]
+    for name in names:
+        llm.add_lora(name, ADAPTER)
+    asked = [*names, None, *names, None]
+    found = llm.generate([FRANCE] * len(asked), GREEDY, lora_request=asked)
+    texts = [output.outputs[0].text for output in found]
+    assert texts == [" Tokyo." if name else " Paris." for name in asked]
+    if llm.name.endswith("off"):
+        names += assert_adapters_share_steps(pool, llm, together=count > 1)
+    for name in names:
+        assert llm.remove_lora(name)
+
+
+def assert_adapters_share_steps(pool: Pool, llm: LLM, *, together: bool) -> list[str]:
+    """Two adapters are in one step where `max_loras` allows it, and take turns where not.
+
+    Returns:
+        Names of adapters that were added.
+    """
 
     def steps(*names: str) -> int:
         def taken() -> int:
@@ -135,10 +150,12 @@ def assert_adapters_share_steps(pool: Pool, llm: LLM, *, together: bool) -> None
         llm.generate([FRANCE] * len(names), params, lora_request=list(names))
         return taken() - before
 
-    for name in ("one", "two"):
+    names = ["one", "two"]
+    for name in names:
         llm.add_lora(name, ADAPTER)
-    both = steps("one", "two")
+    both = steps(*names)
     assert both < 60 if together else both >= 80
+    return names
 
 
 def test_vllms_own_request_for_an_adapter_works(full: LLM, tmp_path: Path) -> None:
