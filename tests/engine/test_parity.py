@@ -35,9 +35,14 @@ def mixed(count: int) -> tuple[list[str], list[dict[str, Any]]]:
 
 
 PAIRS: list[Any] = [TEXTS[0], TEXTS]
-BEAMS = {"beam_width": 3, "max_tokens": 6}
-GENERATING = {**CPU, "model": str(TINY), "max_num_seqs": 16, "enable_prefix_caching": False}
-EMBEDDING = {**CPU, "model": str(TINY), "runner": "pooling", "convert": "embed"}
+BEAMS: dict[str, Any] = {"beam_width": 3, "max_tokens": 6}
+GENERATING: dict[str, Any] = {
+    **CPU,
+    "model": str(TINY),
+    "max_num_seqs": 16,
+    "enable_prefix_caching": False,
+}
+EMBEDDING: dict[str, Any] = {**CPU, "model": str(TINY), "runner": "pooling", "convert": "embed"}
 
 
 class Theirs(NamedTuple):
