@@ -9,22 +9,24 @@ import subprocess
 import sys
 from typing import Any
 
+Call = tuple[str, list[Any]]
 
-def in_process(engine_args: dict[str, Any], calls: list[tuple[str, list[Any]]]) -> list[Any]:
-    """Build a `vllm.LLM` and make calls one after the other.
+
+def in_process(*engines: tuple[dict[str, Any], list[Call]]) -> list[list[Any]]:
+    """Build a `vllm.LLM` after the other and make calls, one after the other.
 
     Args:
-        engine_args: For `vllm.LLM`.
-        calls: Method and arguments: ("generate", [prompts, maps of sampling parameters]),
-            ("embed", [prompts]), ("classify", [prompts]), ("score", [one, other]),
-            ("beam_search", [prompts, a map]).
+        *engines: Arguments for `vllm.LLM`, and calls, which are method and arguments:
+            ("generate", [prompts, maps of sampling parameters]), ("embed", [prompts]),
+            ("classify", [prompts]), ("score", [one, other]), ("beam_search", [prompts, a map]).
 
     Returns:
-        For each call: token ids, embeddings, probabilities, scores, or tokens of the beams.
+        For each call of each engine: token ids, embeddings, probabilities, scores, or tokens of
+        the beams.
     """
     done = subprocess.run(
         [sys.executable, __file__],
-        input=json.dumps([engine_args, calls]),
+        input=json.dumps(engines),
         capture_output=True,
         text=True,
         timeout=200,
@@ -32,7 +34,7 @@ def in_process(engine_args: dict[str, Any], calls: list[tuple[str, list[Any]]]) 
         env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"},
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    found: list[Any] = json.loads(done.stdout.splitlines()[-1])
+    found: list[list[Any]] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -62,9 +64,12 @@ def _answer(llm: Any, method: str, args: list[Any]) -> Any:
 def _main() -> None:
     from vllm import LLM
 
-    engine_args, calls = json.load(sys.stdin)
-    llm = LLM(**engine_args)
-    json.dump([_answer(llm, method, args) for method, args in calls], sys.stdout)
+    found = []
+    for engine_args, calls in json.load(sys.stdin):
+        llm = LLM(**engine_args)
+        found.append([_answer(llm, method, args) for method, args in calls])
+        del llm
+    json.dump(found, sys.stdout)
     sys.stdout.flush()
     os._exit(0)
 

@@ -35,6 +35,9 @@ RUN = "VLLMPORT_TEST_RUN"
 
 RUN_ID = secrets.token_hex(8)
 
+STANDING = f"{RUN_ID}-standing"
+"""The mark instead of that id for what several modules share: none of them has left it."""
+
 
 def eventually(condition: Callable[[], T], timeout: float = PATIENCE) -> T:
     """Return the condition's value once it is true; fail if that takes too long."""
@@ -57,13 +60,14 @@ def at_most(seconds: float) -> Iterator[None]:
 # Who is there.
 
 
-def started_here() -> dict[str, str]:
-    """Return the living processes of this run, and its own zombies: identity → command."""
+def started_here(run: str = RUN_ID) -> dict[str, str]:
+    """Return the living processes of a run, and this process's zombies: identity → command."""
     found = {}
+    mark = f"{RUN}={run}".encode()
     for folder in Path("/proc").glob("[1-9]*"):
         with contextlib.suppress(OSError):
             command = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
-            if command and _is_of_this_run(folder, command):
+            if command and _has_mark(folder, command, mark):
                 found[_identity(folder)] = " ".join(command)
     with contextlib.suppress(ChildProcessError):
         ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -85,20 +89,19 @@ def _environ(folder: Path) -> list[bytes]:
     return (folder / "environ").read_bytes().split(b"\0")
 
 
-def _is_of_this_run(folder: Path, command: list[str]) -> bool:
+def _has_mark(folder: Path, command: list[str], mark: bytes) -> bool:
     if tuple(command) == GUARD:  # its environment is empty: look for whom it works
         for whom in (os.getsid(int(folder.name)), _parent(folder)):
             with contextlib.suppress(OSError):
-                return _MARK in _environ(Path(f"/proc/{whom}"))
+                return mark in _environ(Path(f"/proc/{whom}"))
         return False
     variables = _environ(folder)
-    if _MARK not in variables:
+    if mark not in variables:
         return False
     tagged = any(variable.startswith(_TAG) for variable in variables)
     return tagged or any(part.startswith("vllmport.") for part in command)
 
 
-_MARK = f"{RUN}={RUN_ID}".encode()
 _TAG = f"{WORKER_TAG}=".encode()
 
 
@@ -108,13 +111,13 @@ def entries(folder: Path) -> set[str]:
 
 
 @contextlib.contextmanager
-def leaving_nothing(runtime_dir: Path) -> Iterator[None]:
-    """Fail if a process or a file of this run is there after the block that was not before."""
-    processes, files = started_here(), entries(runtime_dir)
+def leaving_nothing(runtime_dir: Path, run: str = RUN_ID) -> Iterator[None]:
+    """Fail if a process or a file of a run is there after the block that was not before."""
+    processes, files = started_here(run), entries(runtime_dir)
     yield
 
     def left() -> dict[str, str]:
-        return {key: text for key, text in started_here().items() if key not in processes}
+        return {key: text for key, text in started_here(run).items() if key not in processes}
 
     with contextlib.suppress(AssertionError):
         eventually(lambda: not left() and entries(runtime_dir) <= files, 10)
@@ -148,6 +151,20 @@ def family(pool: Pool) -> list[psutil.Process]:
     """Return supervisor, spawner and all that runs below them, the guards included."""
     supervisor = psutil.Process(pool.status()["supervisor"]["pid"])
     return [supervisor, *supervisor.children(recursive=True)]
+
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def shared_memory_of(processes: list[psutil.Process], mark: str) -> set[str]:
+    """Return the names of what they have mapped, and of what carries the mark."""
+    mapped = {
+        region.path.removeprefix("/dev/shm/")
+        for process in processes
+        for region in process.memory_maps()
+        if region.path.startswith("/dev/shm/")
+    }
+    return {name for name in entries(SHARED_MEMORY) if name in mapped or mark in name}
 
 
 @contextlib.contextmanager

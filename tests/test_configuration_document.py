@@ -35,6 +35,9 @@ PLACES = {
     "/models/llama": str(TINY),
     "/adapters/swapped": str(TINY / "lora-swapped"),
 }
+QUICKLY = 'v1_multiprocessing="off", enforce_eager=True'
+"""For one of two models that vLLM would compile otherwise, for half a minute."""
+
 CONFIGURATION, CALLS = Page("configuration.md", PLACES), Page("calls.md", PLACES)
 PAIRS = [(toml, python) for page in (CONFIGURATION, CALLS) for toml, python in page.pairs()]
 
@@ -56,6 +59,7 @@ def test_what_the_programs_of_a_page_print_stands_beside_them(name: str, folder:
     places = {**PLACES}
     if name == "configuration.md":
         places["/models/llama-awq"] = str(quantized(folder / "awq", "awq"))
+        places['name="small", '] = f'name="small", {QUICKLY}, '
     else:
         from PIL import Image
 

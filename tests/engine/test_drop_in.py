@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+import psutil
 import pytest
 
 from checkpoints import TINY
-from processes import environment
+from processes import environment, worker_pid
 from vllmport.pool import LLM, InvalidRequest, SamplingParams
 from vllmport.pool.client.drop_in import ELSEWHERE
 
@@ -155,13 +156,16 @@ def test_an_example_of_embedding_runs_with_its_import_changed() -> None:
     assert run(EMBEDDING_EXAMPLE) == ["(size=128)", "(size=128)", "True"]
 
 
-def test_a_template_given_with_the_model_is_used(tmp_path: Path) -> None:
+def test_a_template_given_with_the_model_is_used_and_no_pool_is_needed(tmp_path: Path) -> None:
     path = tmp_path / "template.jinja"
     path.write_text("{{ messages[0].content }} is")
-    options: dict[str, Any] = {"chat_template": str(path), "enforce_eager": True}
-    with LLM(str(TINY), v1_multiprocessing="off", **options) as llm:
-        asked = [{"role": "user", "content": "The capital of France"}]
-        (result,) = llm.chat(asked, SamplingParams(temperature=0))
-        assert result.outputs[0].text == " Paris."
+    llm = LLM(chat_template=str(path))
+    asked = [{"role": "user", "content": "The capital of France"}]
+    (result,) = llm.chat(asked, SamplingParams(temperature=0))
+    assert result.outputs[0].text == " Paris."
+    assert llm.engine_config()["max_model_len"] == 8192
+    pid = worker_pid(llm._pool)
+    llm.close()
+    assert not psutil.pid_exists(pid)
     with pytest.raises(ValueError, match="cannot read the chat template"):
         LLM(str(TINY), chat_template="/no/such/template")

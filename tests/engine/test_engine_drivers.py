@@ -397,6 +397,7 @@ def test_receive_is_called_when_a_deadline_comes(driven: Driven) -> None:
         ({"quantization": "nope"}, "quantization", "nope"),
         ({"max_model_len": 10**6}, "max_model_len", "max_model_len"),
         ({"model": "/nowhere"}, "model", "nothing at"),
+        ({"gpu_memory_utilization": 2.0}, "gpu_memory_utilization", "less than or equal to 1"),
     ],
 )
 def test_bad_engine_arguments_are_refused_before_loading(
@@ -411,11 +412,23 @@ def test_bad_engine_arguments_are_refused_before_loading(
     assert port.stages == ["importing", "checking"]
 
 
-def test_an_engine_that_cannot_start_is_a_failed_start() -> None:
-    spec = {"model": str(MODEL), "engine_args": {"quantization": "fp8"}, "mode": "off", **PATIENT}
-    with pytest.raises(StartupFailed) as caught:
+@pytest.mark.parametrize(
+    ("args", "error", "text"),
+    [
+        ({"quantization": "fp8"}, StartupFailed, None),
+        ({"quantization": "awq"}, (InvalidRequest, StartupFailed), "(?i)awq"),
+        ({"distributed_executor_backend": "ray"}, (InvalidRequest, StartupFailed), "ray"),
+        ({"enable_sleep_mode": True}, (InvalidRequest, StartupFailed), "(?i)sleep mode"),
+    ],
+    ids=str,
+)
+def test_an_engine_that_cannot_start_here_says_what_is_in_its_way(
+    args: dict[str, Any], error: Any, text: str | None
+) -> None:
+    spec = {"model": str(MODEL), "engine_args": args, "mode": "off", **PATIENT}
+    with pytest.raises(error, match=text) as caught:
         load_vllm(spec, Collector())
-    assert caught.value.details["class"]
+    assert caught.value.details.get("class") or caught.type is InvalidRequest
 
 
 def test_an_engine_that_dies_idle_ends_the_run(driven: Driven) -> None:

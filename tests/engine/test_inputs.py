@@ -14,21 +14,21 @@ FRANCE = "The capital of France is"
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
 
 
-@pytest.fixture(scope="module", params=["off", "on"])
-def embedding(request: pytest.FixtureRequest, pool: Pool) -> Iterator[LLM]:
-    """An engine that takes embeddings as prompts, in each mode."""
+@pytest.fixture(scope="module")
+def embedding_off(pool: Pool) -> Iterator[LLM]:
+    """What `on` is, inside the worker."""
     import torch
 
-    options: dict[str, Any] = {"dtype": torch.float32}
-    with pool.llm(
-        "tiny",
-        name=f"embedding-{request.param}",
-        v1_multiprocessing=request.param,
-        env=UNBOUND,
-        enable_prompt_embeds=True,
-        **options,
-    ) as llm:
+    options: dict[str, Any] = {"dtype": torch.float32, "enable_prompt_embeds": True}
+    with pool.llm("tiny", name="embedding", env=UNBOUND, **options) as llm:
         yield llm
+
+
+@pytest.fixture(params=["embedding_off", "on"])
+def embedding(request: pytest.FixtureRequest) -> LLM:
+    """An engine that takes embeddings as prompts, in each mode."""
+    engine: LLM = request.getfixturevalue(request.param)
+    return engine
 
 
 def text_of(outputs: Any) -> str:

@@ -39,25 +39,18 @@ def installed() -> str:
     return ""
 
 
-def test_the_manifest_is_that_of_the_installed_vllm() -> None:
+def test_the_manifest_is_that_of_the_installed_vllm_whoever_writes_it(tmp_path: Path) -> None:
+    """Whatever the seed of hashes, by which what a set yields differs from run to run."""
+    path = tmp_path / "written.json"
+    done = report("--output", str(path), env={"PYTHONHASHSEED": "1"})
+    assert done.returncode == 0, done.stderr
+    done = report("--check", "--against", str(path), env={"PYTHONHASHSEED": "2"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip().endswith("nothing changed")
     committed = json.loads(MANIFEST.read_text())["vllm"]
     if installed() != committed and not os.environ.get("CI"):
         pytest.skip(f"made from vLLM {committed}, installed is {installed()}: see make bindings")
-    done = report("--check")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.strip().endswith("nothing changed")
-
-
-def test_two_runs_write_the_same_bytes(tmp_path: Path) -> None:
-    written = []
-    for seed in ("1", "2"):  # of hashes: what a set yields differs from run to run
-        path = tmp_path / f"{seed}.json"
-        done = report("--output", str(path), env={"PYTHONHASHSEED": seed})
-        assert done.returncode == 0, done.stderr
-        written.append(path.read_bytes())
-    assert written[0] == written[1]
-    if installed() == json.loads(MANIFEST.read_text())["vllm"]:
-        assert written[0] == MANIFEST.read_bytes()
+    assert path.read_bytes() == MANIFEST.read_bytes()
 
 
 def test_what_changed_since_another_vllm_is_reported(tmp_path: Path) -> None:
@@ -68,8 +61,8 @@ def test_what_changed_since_another_vllm_is_reported(tmp_path: Path) -> None:
     other["sampling"]["max_tokens"]["default"] = 32
     path = tmp_path / "other.json"
     path.write_text(json.dumps(other))
-    done = report("--against", str(path))
-    assert done.returncode == 0, done.stderr
+    done = report("--check", "--against", str(path))
+    assert done.returncode == 1, done.stderr
     assert "vllm: 0.1.0 -> " in done.stdout
     for line in (
         "engine: swap_space removed",

@@ -30,17 +30,23 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def state_of(pool: Pool, llm: LLM) -> tuple[str, bool]:
     """Return the mode, and whether the engine has a process of its own."""
     worker = next(w for w in pool.status()["workers"] if w["model"] == llm.name)
+    assert worker["pgid"] == worker["pid"]
     family = psutil.Process(worker["pid"]).children(recursive=True)
     assert llm.generate("The capital of France is", GREEDY)[0].outputs[0].text == " Paris."
     return worker["mode"], any("VLLM" in process.name() for process in family)
 
 
-@pytest.mark.parametrize(("asked", "mode"), [("auto", "on"), ("on", "on"), ("off", "off")])
-def test_with_cleaning_up_each_mode_is_what_was_asked_for(
-    pool: Pool, model: str, asked: str, mode: str
+def test_with_cleaning_up_each_mode_is_what_was_asked_for(pool: Pool, off: LLM, on: LLM) -> None:
+    assert state_of(pool, off) == ("off", False)
+    assert state_of(pool, on) == ("on", True)
+    assert off.engine_config()["warnings"] == on.engine_config()["warnings"] == []
+
+
+def test_with_cleaning_up_the_engine_has_a_process_if_nothing_is_asked(
+    pool: Pool, model: str
 ) -> None:
-    with pool.llm(model, name=asked, v1_multiprocessing=asked, **ARGS) as llm:
-        assert state_of(pool, llm) == (mode, mode == "on")
+    with pool.llm(model, name="auto", v1_multiprocessing="auto", **ARGS) as llm:
+        assert state_of(pool, llm) == ("on", True)
         assert llm.engine_config()["warnings"] == []
 
 

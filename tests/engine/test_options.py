@@ -309,32 +309,16 @@ def test_gpu_memory_utilization_is_no_share_of_main_memory(off: LLM) -> None:
     assert config["kv_cache_memory_bytes"] == 512 << 20
 
 
-def test_tensor_parallelism_makes_two_workers(pool: Pool) -> None:
-    with pool.llm(
-        "tiny", name="tp2", env=UNBOUND, tensor_parallel_size=2, kv_cache_memory_bytes=32 << 20
-    ) as llm:
-        assert text_of(llm) == " Paris."
-        assert llm.get_world_size() == 2
-        family = psutil.Process(worker_of(pool, llm)["pid"]).children(recursive=True)
-        assert sum("VLLM::Worker" in process.name() for process in family) == 2
-    eventually(lambda: not any(process.is_running() for process in family))
-
-
 @pytest.mark.parametrize(
     ("options", "error", "text"),
-    [
+    [  # what vLLM refuses sooner is tested with its drivers
         ({"pipeline_parallel_size": 2}, StartupFailed, None),
-        ({"distributed_executor_backend": "ray"}, (InvalidRequest, StartupFailed), "ray"),
-        ({"quantization": "fp8"}, StartupFailed, None),
-        ({"quantization": "awq"}, (InvalidRequest, StartupFailed), "(?i)awq"),
         ({"kv_cache_memory_bytes": 1 << 16}, KVCacheTooSmall, "lower max_model_len"),
         (
             {"kv_cache_memory_bytes": 1 << 16, "v1_multiprocessing": "on"},
             KVCacheTooSmall,
             "lower max_model_len",
         ),
-        ({"enable_sleep_mode": True}, (InvalidRequest, StartupFailed), "(?i)sleep mode"),
-        ({"gpu_memory_utilization": 2.0}, InvalidRequest, "gpu_memory_utilization"),
     ],
     ids=str,
 )

@@ -1,7 +1,6 @@
 """Through the pool vLLM says what it says without it: tokens, embeddings, classes, scores."""
 
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -35,47 +34,74 @@ def mixed(count: int) -> tuple[list[str], list[dict[str, Any]]]:
     return prompts, params
 
 
-def test_200_mixed_requests_give_the_same_tokens(pool: Pool) -> None:
-    prompts, params = mixed(200)
-    args = {**CPU, "model": str(TINY), "max_num_seqs": 16, "enable_prefix_caching": False}
-    beams = {"beam_width": 3, "max_tokens": 6}
-    calls = [("generate", [prompts, params])] * 2 + [("beam_search", [TEXTS[:2], beams])]
-    first, second, searched = in_process(args, calls)
+PAIRS: list[Any] = [TEXTS[0], TEXTS]
+BEAMS: dict[str, Any] = {"beam_width": 3, "max_tokens": 6}
+GENERATING: dict[str, Any] = {
+    **CPU,
+    "model": str(TINY),
+    "max_num_seqs": 16,
+    "enable_prefix_caching": False,
+}
+EMBEDDING: dict[str, Any] = {**CPU, "model": str(TINY), "runner": "pooling", "convert": "embed"}
+
+
+class Theirs(NamedTuple):
+    """Checkpoints of two classifiers, and what vLLM itself answered, engine by engine."""
+
+    three: str
+    one: str
+    generated: list[Any]
+    embedded: list[Any]
+    classified: list[Any]
+    scored: list[Any]
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Theirs:
+    folder = tmp_path_factory.mktemp("models")
+    three, one = (str(classifier(folder / str(labels), labels)) for labels in (3, 1))
+    answers = in_process(
+        (GENERATING, [("generate", [*mixed(200)])] * 2 + [("beam_search", [TEXTS[:2], BEAMS])]),
+        (EMBEDDING, [("embed", [TEXTS]), ("score", PAIRS)]),
+        ({**CPU, "model": three}, [("classify", [TEXTS])]),
+        ({**CPU, "model": one}, [("score", PAIRS)]),
+    )
+    return Theirs(three, one, *answers)
+
+
+def test_200_mixed_requests_give_the_same_tokens(pool: Pool, theirs: Theirs) -> None:
+    first, second, searched = theirs.generated
     assert first == second, "vLLM itself does not repeat itself"
-    with pool.llm(**args, name="same", v1_multiprocessing="off", env=UNBOUND) as llm:
-        results = llm.generate(prompts, params)
+    options: dict[str, Any] = {"v1_multiprocessing": "off", "env": UNBOUND, **GENERATING}
+    with pool.llm(**options, name="same") as llm:
+        results = llm.generate(*mixed(200))
         ours = [[output.token_ids for output in result.outputs] for result in results]
         differing = [index for index in range(200) if ours[index] != first[index]]
         assert differing == []
-        found = llm.beam_search(TEXTS[:2], BeamSearchParams(3, 6))
+        found = llm.beam_search(TEXTS[:2], BeamSearchParams(**BEAMS))
         assert [[beam.tokens for beam in one.sequences] for one in found] == searched
 
 
-def test_embeddings_and_scores_are_the_same(pool: Pool) -> None:
-    args = {**CPU, "model": str(TINY), "runner": "pooling", "convert": "embed"}
-    pairs: list[Any] = [TEXTS[0], TEXTS]
-    embedded, one_to_many = in_process(args, [("embed", [TEXTS]), ("score", pairs)])
-    with pool.llm(**args, name="embed", env=UNBOUND) as llm:
-        for ours, theirs in zip(llm.embed(TEXTS), embedded, strict=True):
-            assert ours.outputs.hidden_size == len(theirs) == 128
-            assert list(ours.outputs.embedding) == pytest.approx(theirs, rel=1e-6, abs=1e-7)
-        scores = [one.outputs.score for one in llm.score(*pairs)]
+def test_embeddings_and_scores_are_the_same(pool: Pool, theirs: Theirs) -> None:
+    embedded, one_to_many = theirs.embedded
+    with pool.llm(**EMBEDDING, name="embed", env=UNBOUND) as llm:
+        for ours, vector in zip(llm.embed(TEXTS), embedded, strict=True):
+            assert ours.outputs.hidden_size == len(vector) == 128
+            assert list(ours.outputs.embedding) == pytest.approx(vector, rel=1e-6, abs=1e-7)
+        scores = [one.outputs.score for one in llm.score(*PAIRS)]
         assert scores == pytest.approx(one_to_many, abs=1e-6)
         assert scores[0] == pytest.approx(1.0, abs=1e-6)
         assert max(scores[1:]) < 0.999
 
 
-def test_classes_and_cross_encoder_scores_are_the_same(pool: Pool, tmp_path: Path) -> None:
-    three, one = classifier(tmp_path / "three", 3), classifier(tmp_path / "one", 1)
-    theirs_3 = in_process({**CPU, "model": str(three)}, [("classify", [TEXTS])])[0]
-    pairs: list[Any] = [TEXTS[0], TEXTS[1:]]
-    theirs_1 = in_process({**CPU, "model": str(one)}, [("score", pairs)])[0]
-    with pool.llm(str(three), name="three", v1_multiprocessing="off", env=UNBOUND, **CPU) as llm:
+def test_classes_and_cross_encoder_scores_are_the_same(pool: Pool, theirs: Theirs) -> None:
+    options: dict[str, Any] = {"v1_multiprocessing": "off", "env": UNBOUND, **CPU}
+    with pool.llm(theirs.three, name="three", **options) as llm:
         found = llm.classify(TEXTS)
         assert [one.outputs.num_classes for one in found] == [3] * len(TEXTS)
-        for ours, theirs in zip(found, theirs_3, strict=True):
+        for ours, probabilities in zip(found, theirs.classified[0], strict=True):
             assert sum(ours.outputs.probs) == pytest.approx(1, abs=1e-5)
-            assert list(ours.outputs.probs) == pytest.approx(theirs, abs=1e-6)
-    with pool.llm(str(one), name="one", v1_multiprocessing="off", env=UNBOUND, **CPU) as llm:
-        scores = [found.outputs.score for found in llm.score(*pairs)]
-        assert scores == pytest.approx(theirs_1, abs=1e-6)
+            assert list(ours.outputs.probs) == pytest.approx(probabilities, abs=1e-6)
+    with pool.llm(theirs.one, name="one", **options) as llm:
+        scores = [found.outputs.score for found in llm.score(*PAIRS)]
+        assert scores == pytest.approx(theirs.scored[0], abs=1e-6)

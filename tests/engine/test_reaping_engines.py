@@ -9,7 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from checkpoints import UNBOUND
 from processes import (
+    SHARED_MEMORY,
     all_gone,
     at_most,
     entries,
@@ -18,6 +20,7 @@ from processes import (
     identify,
     program,
     read_line,
+    shared_memory_of,
     worker_pid,
 )
 from vllmport.pool import Pool
@@ -26,8 +29,7 @@ from vllmport.pool.processes import WORKER_TAG
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(180)]
 
-UNBOUND = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-SHARED_MEMORY = Path("/dev/shm")
+GREEDY = {"temperature": 0, "max_tokens": 4}
 
 FRONT = """
 import asyncio, psutil, sys, time
@@ -51,7 +53,7 @@ asyncio.run(main())
 
 @pytest.fixture
 def pool() -> Iterator[Pool]:
-    with Pool() as pool:
+    with Pool(policy={"standby": False}) as pool:
         yield pool
 
 
@@ -69,42 +71,19 @@ def test_engine_processes_die_with_the_process_that_started_them() -> None:
             eventually(lambda: all_gone(engine))
 
 
-def shared_memory_of(processes: list[psutil.Process], mark: str) -> set[str]:
-    """Return the names of what they have mapped, and of what carries the mark."""
-    mapped = {
-        region.path.removeprefix("/dev/shm/")
-        for process in processes
-        for region in process.memory_maps()
-        if region.path.startswith("/dev/shm/")
-    }
-    return {name for name in entries(SHARED_MEMORY) if name in mapped or mark in name}
-
-
-def test_killed_engine_leaves_no_process_no_shared_memory_and_no_socket(pool: Pool) -> None:
-    pool.llm("tiny", v1_multiprocessing="on", env=UNBOUND)
-    worker = psutil.Process(worker_pid(pool))
-    environ = worker.environ()
-    folder = Path(environ["TMPDIR"])
-    everybody = [worker, *worker.children(recursive=True)]
-    assert {process.name() for process in everybody} > {"VLLM::EngineCore", "VLLM::Worker"}
-    segments = shared_memory_of(everybody, environ[WORKER_TAG])
-    assert {name.partition("-")[0][:4] for name in segments} >= {"psm_", "sem."}
-    assert any(path.is_socket() for path in folder.iterdir())
-    worker.kill()
-    with at_most(2):
-        eventually(lambda: all_gone(everybody))
-        eventually(lambda: not entries(SHARED_MEMORY) & segments and not folder.exists())
-
-
-def test_engine_on_two_devices_that_ends_well_leaves_no_shared_memory(pool: Pool) -> None:
+def test_tensor_parallelism_makes_two_workers_and_leaves_no_shared_memory(pool: Pool) -> None:
     """Not all of it is removed by vLLM, and what it is named after is gone by then."""
-    pool.llm("tiny", v1_multiprocessing="on", tensor_parallel_size=2, env=UNBOUND)
+    llm = pool.llm("tiny", v1_multiprocessing="on", tensor_parallel_size=2, env=UNBOUND)
+    assert llm.generate("The capital of France is", GREEDY)[0].outputs[0].text == " Paris."
+    assert llm.get_world_size() == 2
     worker = psutil.Process(worker_pid(pool))
     everybody = [worker, *worker.children(recursive=True)]
+    assert sum("VLLM::Worker" in process.name() for process in everybody) == 2
     segments = shared_memory_of(everybody, worker.environ()[WORKER_TAG])
     assert "vllm" in {name[:4] for name in segments}
     pool.unload("tiny")
     assert not entries(SHARED_MEMORY) & segments
+    eventually(lambda: all_gone(everybody))
 
 
 def test_guard_cleans_up_after_an_engine_on_two_devices(pool: Pool) -> None:

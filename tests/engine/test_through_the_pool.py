@@ -1,13 +1,10 @@
-"""The main path on real vLLM, through the socket: answers, deadlines, cancels, refusals, deaths."""
+"""The main path on real vLLM, through the socket: answers, deadlines, cancels, refusals."""
 
 import asyncio
-import os
-import signal
 import threading
 import time
 from typing import Any
 
-import psutil
 import pytest
 
 from processes import eventually
@@ -16,12 +13,10 @@ from vllmport.pool import (
     LLM,
     AsyncPool,
     DeadlineExceeded,
-    EngineDead,
     InvalidRequest,
     Pool,
     RequestOutput,
     SamplingParams,
-    WorkerLost,
 )
 from vllmport.pool.client.llm import run_call
 from vllmport.pool.client.requests import call_for
@@ -124,29 +119,6 @@ def test_a_stop_string_is_named(llm: LLM) -> None:
     params = SamplingParams(temperature=0, max_tokens=20, stop=[" 8"])
     (result,) = llm.generate("1 2 3 4 5", params)
     assert (result.outputs[0].finish_reason, result.outputs[0].stop_reason) == ("stop", " 8")
-
-
-def test_the_drop_in_needs_no_pool() -> None:
-    llm = LLM()
-    assert text_of(llm.generate(FRANCE, GREEDY)) == " Paris."
-    assert llm.engine_config()["max_model_len"] == 8192
-    pid = worker_of(llm._pool, llm)["pid"]
-    llm.close()
-    assert not psutil.pid_exists(int(str(pid)))
-
-
-def test_the_modes_are_what_was_asked_for(pool: Pool, off: LLM, on: LLM) -> None:
-    in_worker, apart = worker_of(pool, off), worker_of(pool, on)
-    assert (in_worker["mode"], apart["mode"]) == ("off", "on")
-    for worker in (in_worker, apart):
-        assert worker["pgid"] == worker["pid"]
-
-    def engine_processes(worker: dict[str, object]) -> list[str]:
-        below = psutil.Process(int(str(worker["pid"]))).children(recursive=True)
-        return [p.name() for p in below if "VLLM" in p.name()]
-
-    assert engine_processes(in_worker) == []
-    assert engine_processes(apart) != []
 
 
 # Many at once.
@@ -268,39 +240,3 @@ def test_what_can_never_load_is_refused_by_name(
     assert parameter in (caught.value.parameter, *caught.value.parameter.split("."))
     assert caught.value.details.get("interpreter") or parameter != "model", "a worker looked"
     assert text_of(off.generate(FRANCE, GREEDY)) == " Paris."
-
-
-# Deaths.
-
-
-def test_a_killed_worker_takes_its_engine_along_and_comes_back(pool: Pool, llm: LLM) -> None:
-    worker = worker_of(pool, llm)
-    leader = psutil.Process(int(str(worker["pid"])))
-    family = [leader, *leader.children(recursive=True)]
-    stream = llm.stream("1 2 3", LONG)
-    next(stream)
-    start = time.monotonic()
-    os.kill(leader.pid, signal.SIGKILL)
-    with pytest.raises(WorkerLost) as caught:
-        list(stream)
-    assert time.monotonic() - start < 2
-    assert caught.value.retryable
-    assert caught.value.exit == "was killed by SIGKILL"
-    eventually(lambda: not any(process.is_running() for process in family), 5)
-    assert text_of(llm.generate(FRANCE, GREEDY)) == " Paris."
-    again = worker_of(pool, llm)
-    assert (again["restarts"], again["last_exit"]) == (1, "was killed by SIGKILL")
-
-
-def test_a_killed_engine_core_fails_its_calls_and_comes_back(pool: Pool, on: LLM) -> None:
-    before = worker_of(pool, on)
-    leader = psutil.Process(int(str(before["pid"])))
-    core = next(p for p in leader.children(recursive=True) if "EngineCor" in p.name())
-    stream = on.stream("1 2 3", LONG)
-    next(stream)
-    core.send_signal(signal.SIGKILL)
-    with pytest.raises((EngineDead, WorkerLost)) as caught:
-        list(stream)
-    assert caught.value.retryable
-    assert text_of(on.generate(FRANCE, GREEDY)) == " Paris."
-    assert worker_of(pool, on)["pid"] != before["pid"]

@@ -38,14 +38,14 @@ SCHEMA = {
 
 @pytest.fixture(scope="module", params=["off", "on"])
 def full(request: pytest.FixtureRequest, pool: Pool) -> Iterator[LLM]:
-    """An engine with adapters and statistics, in each mode."""
+    """An engine with adapters and statistics, in each mode: with two slots, and with one."""
     with pool.llm(
         "tiny",
         name=f"full-{request.param}",
         v1_multiprocessing=request.param,
         env=UNBOUND,
         enable_lora=True,
-        max_loras=2,
+        max_loras={"off": 2, "on": 1}[request.param],
         max_lora_rank=8,
         disable_log_stats=False,
         enable_prefix_caching=True,
@@ -96,49 +96,47 @@ def test_an_adapter_is_known_by_name_and_changes_only_its_own_prompts(full: LLM)
     assert text_of(full.generate(FRANCE, GREEDY)) == " Paris."
 
 
-@pytest.mark.parametrize("mode", ["off", "on"])
-@pytest.mark.parametrize("slots", [1, 2])
 def test_prompts_without_an_adapter_are_the_models_own_when_all_slots_are_taken(
-    pool: Pool, mode: str, slots: int
+    pool: Pool, full: LLM
 ) -> None:
     """VLLM 0.32 on the CPU takes "none" for the last slot."""
-    names = [f"swapped-{number}" for number in range(slots)]
+    names = ["one", "two"][: full.engine_config()["max_loras"]]
+    assert_each_is_answered_by_its_own(full, names)
+    if len(names) == 2:
+        assert steps_of(pool, full, names) < 60, "both are in one step"
+    for name in names:
+        assert full.remove_lora(name)
+
+
+def test_adapters_take_turns_where_there_is_one_slot(pool: Pool) -> None:
     with pool.llm(
-        "tiny",
-        name=f"slots-{slots}-{mode}",
-        v1_multiprocessing=mode,
-        env=UNBOUND,
-        enable_lora=True,
-        max_lora_rank=8,
-        max_loras=slots,
+        "tiny", name="slot", env=UNBOUND, enable_lora=True, max_lora_rank=8, max_loras=1
     ) as llm:
-        for name in names:
-            llm.add_lora(name, ADAPTER)
-        asked = [*names, None, *names, None]
-        found = llm.generate([FRANCE] * len(asked), GREEDY, lora_request=asked)
-        texts = [output.outputs[0].text for output in found]
-        assert texts == [" Tokyo." if name else " Paris." for name in asked]
-        if mode == "off":
-            assert_adapters_share_steps(pool, llm, together=slots > 1)
+        assert_each_is_answered_by_its_own(llm, ["one"])
+        llm.add_lora("two", ADAPTER)
+        assert steps_of(pool, llm, ["one", "two"]) >= 80
 
 
-def assert_adapters_share_steps(pool: Pool, llm: LLM, *, together: bool) -> None:
-    """Two adapters are in one step where `max_loras` allows it, and take turns where not."""
-
-    def steps(*names: str) -> int:
-        def taken() -> int:
-            workers = pool.status()["workers"]
-            return next(int(w["steps"]) for w in workers if w["model"] == llm.name)
-
-        params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
-        before = taken()
-        llm.generate([FRANCE] * len(names), params, lora_request=list(names))
-        return taken() - before
-
-    for name in ("one", "two"):
+def assert_each_is_answered_by_its_own(llm: LLM, names: list[str]) -> None:
+    for name in names:
         llm.add_lora(name, ADAPTER)
-    both = steps("one", "two")
-    assert both < 60 if together else both >= 80
+    asked = [*names, None, *names, None]
+    found = llm.generate([FRANCE] * len(asked), GREEDY, lora_request=asked)
+    texts = [output.outputs[0].text for output in found]
+    assert texts == [" Tokyo." if name else " Paris." for name in asked]
+
+
+def steps_of(pool: Pool, llm: LLM, names: list[str]) -> int:
+    """Return in how many steps a prompt for each of these adapters got 40 tokens."""
+
+    def taken() -> int:
+        workers = pool.status()["workers"]
+        return next(int(w["steps"]) for w in workers if w["model"] == llm.name)
+
+    params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+    before = taken()
+    llm.generate([FRANCE] * len(names), params, lora_request=[*names])
+    return taken() - before
 
 
 def test_vllms_own_request_for_an_adapter_works(full: LLM, tmp_path: Path) -> None:

@@ -301,7 +301,10 @@ def test_client_that_does_not_read_is_dropped_and_others_are_served(
         deaf.close(linger=0)
 
 
-def test_pool_that_restarted_at_the_same_place_is_found_again(endpoint: str) -> None:
+def test_pool_that_restarted_at_the_same_place_is_found_again(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vllmport.pool.client.pool.RECONNECT", 0.5)  # seconds until it is given up
     with (
         serving(endpoint, "--model", "echo") as first,
         Pool.connect(endpoint) as pool,
