@@ -7,7 +7,6 @@ nothing else; the session's next call tells the worker.
 import contextlib
 import copy
 import itertools
-import secrets
 import weakref
 from abc import abstractmethod
 from collections import Counter, deque
@@ -19,6 +18,7 @@ from vllmport.bridge.errors import InvalidRequest, shown
 from vllmport.bridge.limits import MAX_TIMEOUT_MS
 from vllmport.bridge.messages import Call
 from vllmport.bridge.universal import Affinity, Verb
+from vllmport.pool.client.request_ids import new_request_id
 
 DEFAULT_TTL: Final = 3600.0
 """Seconds that a named session lives on after its last call."""
@@ -85,7 +85,7 @@ class Terms(NamedTuple):
             verb,
             None,
             window=window,
-            request_id=secrets.token_hex(6),
+            request_id=new_request_id(),
             session=self.name,
             affinity=self.affinity,
             ttl_ms=self.ttl_ms,

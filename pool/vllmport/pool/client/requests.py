@@ -4,9 +4,6 @@ Pure. Shared by the sync and the async client.
 """
 
 import difflib
-import itertools
-import os
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
@@ -15,6 +12,7 @@ from vllmport.bridge.messages import Call
 from vllmport.pool.client.media import message_with_media, prompt_with_media
 from vllmport.pool.client.parameters import Parameters
 from vllmport.pool.client.params import BeamSearchParams, LoRARequest, PoolingParams, SamplingParams
+from vllmport.pool.client.request_ids import new_request_id
 from vllmport.pool.client.travel import full_name
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
@@ -230,25 +228,6 @@ def lora_list(lora: Lora | Sequence[Lora], count: int) -> list[Any]:
     return [_lora(lora)] * count
 
 
-class _RequestIds:
-    """Names for calls: a random one for the process, and a number."""
-
-    def __init__(self) -> None:
-        self.begin()
-        os.register_at_fork(after_in_child=self.begin)
-
-    def begin(self) -> None:
-        """Take another name for this process."""
-        self._process = secrets.token_hex(5)
-        self._numbers = itertools.count(1)
-
-    def new(self) -> str:
-        return f"{self._process}-{next(self._numbers)}"
-
-
-_new_request_id = _RequestIds().new
-
-
 def call_for(
     model: str,
     verb: str,
@@ -275,7 +254,7 @@ def call_for(
         None,
         window=window,
         priority=priority or 0,
-        request_id=request_id or _new_request_id(),
+        request_id=request_id or new_request_id(),
         retry=retry or "",
     )
 
