@@ -116,6 +116,41 @@ def test_without_gpus_only_the_number_of_loads_counts() -> None:
     assert world.admission.next_deadline() == math.inf
 
 
+def test_who_only_waits_for_its_turn_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of a thousand is looked at when it asks and when its turn comes, not at each turn."""
+    looks: list[str] = []
+    consider = Admission._decide
+
+    def counted(self: Admission, worker: str, *rest: Any) -> Decision | None:
+        looks.append(worker)
+        return consider(self, worker, *rest)
+
+    monkeypatch.setattr(Admission, "_decide", counted)
+    world = World(count=0)
+    names = [f"w{number}" for number in range(1000)]
+    world.ask(**dict.fromkeys(names, Needs()))
+    for name in names:
+        world.ready(name)
+    assert world.decisions == [Grant(name) for name in names]
+    assert len(looks) <= 2 * len(names)
+
+
+def test_who_lacks_ram_has_its_time_begin_again_while_others_load() -> None:
+    world = World(count=0)
+    world.ask(small=Needs())
+    world.ready("small")
+    assert world.ask(large=Needs(ram=world.ram + 1)) == []
+    assert "RAM" in world.why("large")
+    assert world.ask(a=Needs(), b=Needs()) == [Grant("a"), Grant("b")]
+    assert world.look() == []
+    assert "turn" in world.why("large")
+    assert world.look(1000) == [], "others load: that may bring what it lacks"
+    world.ready("a")
+    world.ready("b")
+    assert "RAM" in world.why("large")
+    assert isinstance(refused(world.look(1000)), Refusal)
+
+
 def test_a_load_that_ends_in_death_gives_its_turn_away() -> None:
     world = World(count=0)
     world.ask(a=Needs(), b=Needs(), c=Needs())

@@ -111,6 +111,7 @@ class Admission:
         self._events = events
         self._has_gpus = has_gpus
         self._waiting: dict[str, _Waiting] = {}
+        self._unsettled: dict[str, None] = {}  # of those waiting, who waits for more than its turn
         self._held: dict[str, _Held] = {}
         self._loads = 0
         self._loading_ram = 0  # what running loads may still take
@@ -126,6 +127,7 @@ class Admission:
         """A worker wants to start, and nothing is left of its last process."""
         assert worker not in self._held, f"{worker} was granted already"
         self._waiting[worker] = _Waiting(needs, now)
+        self._unsettled[worker] = None
         self._due = now
 
     def ready(self, worker: str, now: float) -> None:
@@ -151,12 +153,14 @@ class Admission:
     def withdraw(self, worker: str, now: float) -> bool:
         """Take a request back; return whether there was one that was not granted yet."""
         self._due = now  # it may have kept others waiting
+        self._unsettled.pop(worker, None)
         return self._waiting.pop(worker, None) is not None
 
     def readings(self, readings: Sequence[DeviceReading], now: float) -> None:
         """Take a reading of every device."""
         self.unreadable = ""
         self._read_at = self._due = now
+        self._unsettled.update(dict.fromkeys(self._waiting))  # there may be too few devices now
         for reading in readings:
             device = self.devices.setdefault(reading.index, Device(reading))
             word = device.read(reading, now)
@@ -192,21 +196,23 @@ class Admission:
             now: Seconds.
             free_ram: Bytes that can be had without harm to anybody.
         """
-        decisions: list[Decision] = []
         self._due = math.inf
         if self.unreadable:
             self._settle_unseen(now)
+        decided: dict[str, Decision | None] = {}
         reserved: set[int] = set()
-        for worker, request in list(self._waiting.items()):
-            found: _Placing | None = self._consider(request.needs, reserved, now, free_ram)
-            if isinstance(found, _Blocked):
-                found = self._too_long(request, found, now)
-            if isinstance(found, tuple):
-                decisions.append(self._grant(worker, request.needs, found))
-            elif found is not None:
-                del self._waiting[worker]
-                found.worker = worker
-                decisions.append(Refusal(worker, found))
+        for worker, request in self._waiting.items():
+            if self._all_loading:
+                break
+            decided[worker] = self._decide(worker, request, reserved, now, free_ram)
+        if self._all_loading:  # of the rest, only who does not simply wait for its turn
+            for worker in [name for name in self._unsettled if name not in decided]:
+                request = self._waiting[worker]
+                decided[worker] = self._decide(worker, request, reserved, now, free_ram)
+        decisions = [decision for decision in decided.values() if decision is not None]
+        for decision in decisions:
+            del self._waiting[decision.worker]
+            self._unsettled.pop(decision.worker, None)
         return decisions
 
     def has_room(self, needs: Needs, free_ram: int) -> bool:
@@ -234,6 +240,29 @@ class Admission:
 
     # Inside.
 
+    @property
+    def _all_loading(self) -> bool:
+        """Whether as many load as may."""
+        return self._loads >= self._policy.max_loads
+
+    def _decide(
+        self, worker: str, request: _Waiting, reserved: set[int], now: float, free_ram: int
+    ) -> Decision | None:
+        """Decide about one that waits; note why it goes on waiting if it does."""
+        found: _Placing | None = self._consider(request.needs, reserved, now, free_ram)
+        if isinstance(found, _Blocked):
+            if self._all_loading:
+                self._unsettled.pop(worker, None)
+            else:
+                self._unsettled[worker] = None
+            found = self._too_long(request, found, now)
+        if isinstance(found, tuple):
+            return self._grant(worker, request.needs, found)
+        if found is not None:
+            found.worker = worker
+            return Refusal(worker, found)
+        return None
+
     def _loaded(self, held: _Held) -> None:
         """Count a load out, once."""
         if held.loading:
@@ -254,7 +283,7 @@ class Admission:
         impossible = self._impossible(needs)
         if impossible is not None:
             return impossible
-        if self._loads >= self._policy.max_loads:
+        if self._all_loading:
             return _Blocked(f"waits for its turn: {self._policy.max_loads} load at once")
         chosen = self._choose(needs, reserved, now) if self._places(needs) else ()
         if isinstance(chosen, _Blocked):
@@ -342,7 +371,6 @@ class Admission:
         )
 
     def _grant(self, worker: str, needs: Needs, devices: tuple[int, ...]) -> Grant:
-        del self._waiting[worker]
         self._held[worker] = _Held(needs, devices)
         self._loads += 1
         self._loading_ram += needs.ram
