@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from processes import environment, identify, vllmport, worker_pid
+from processes import environment, eventually, identify, vllmport, worker_pid
 from vllmport.pool import LLM, Pool
 from vllmport.pool.doctor import machine
 from vllmport.pool.doctor.examine import examine
@@ -286,12 +286,12 @@ def test_a_worker_that_outlived_its_pool_fails() -> None:
         over.wait()
     tag = {WORKER_TAG: str(mark_in(new_run(over.pid), 1))}
     with subprocess.Popen(["/bin/sleep", "60"], env=environment(tag)) as orphan:
-        try:
-            found = check_orphans(
-                [text for text in find_orphans() if text.startswith(f"pid {orphan.pid} sleep")]
-            )
+        begins = f"pid {orphan.pid} sleep"
+        try:  # for a moment after its start a process shows no environment
+            told = eventually(lambda: [text for text in find_orphans() if text.startswith(begins)])
         finally:
             orphan.kill()
+    found = check_orphans(told)
     assert level(found) == "fail"
     assert "vllmport reap" in found.remedy
     assert level(check_orphans([])) == "ok"
