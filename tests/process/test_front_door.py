@@ -15,6 +15,7 @@ import pytest
 import zmq
 
 from processes import all_gone, eventually, family, serving, vllmport
+from vllmport.bridge.bundles import bundled
 from vllmport.bridge.codec import pack, unpack
 from vllmport.bridge.limits import MAX_FRAME, PROTOCOL_VERSION
 from vllmport.bridge.messages import (
@@ -280,6 +281,20 @@ def test_client_that_says_bye_is_forgotten(shared_pool: Pool, echo: LLM, dealer:
     before = shared_pool.status()["supervisor"]["clients"]
     say(dealer, Bye())
     eventually(lambda: shared_pool.status()["supervisor"]["clients"] == before - 1)
+
+
+def test_nothing_that_follows_a_bye_in_its_bundle_is_done(
+    shared_pool: Pool, echo: LLM, dealer: Dealer
+) -> None:
+    """What it asked for would be nobody's, and count for no quota."""
+    admitted(dealer)
+    before = shared_pool.status()["counters"]["calls"]
+    call = encode(Call(1, "echo", "echo", None), pack({}))
+    ((_, frames),) = bundled([encode(Bye()), call, call])
+    dealer.send_multipart(frames)
+    eventually(lambda: shared_pool.status()["supervisor"]["clients"] == 1)
+    assert shared_pool.status()["counters"]["calls"] == before
+    assert serves_others(echo)
 
 
 def test_client_that_does_not_read_is_dropped_and_others_are_served(

@@ -99,6 +99,9 @@ class Clients:
     def __len__(self) -> int:
         return len(self._by_key)
 
+    def __contains__(self, client: Client) -> bool:
+        return client.key in self._by_key
+
     @property
     def slow(self) -> bool:
         """Whether messages wait for somebody who does not read."""

@@ -146,6 +146,8 @@ class Front:
     def _on_client(self, client: Client, frames: list[bytes]) -> None:
         now = time.monotonic()
         for message, (_, payload, *buffers) in unbundled(frames):
+            if client not in self._clients:
+                return  # it left, or was cut off, in the middle of a bundle
             self._take(client, message, Packed(bytes(payload), buffers), now)
 
     def _take(self, client: Client, message: Message, packed: Packed, now: float) -> None:
