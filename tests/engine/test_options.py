@@ -1,6 +1,8 @@
 """Engine options, each by what it does on real vLLM; several to an engine where they allow it."""
 
+import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -160,15 +162,18 @@ def test_priorities_decide_who_runs_next(small: LLM, pool: Pool) -> None:
     def queued() -> int:
         return sum(model["queued"] for model in pool.status()["models"])
 
-    # Two fill the engine, which runs one at a time; the others wait for their turn.
-    filling = [small.stream("1 2 3", SamplingParams(max_tokens=400, ignore_eos=True))]
-    filling.append(small.stream("1 2 3", params))
-    next(filling[0])
     threads = []
-    for name, priority in (("late", 5), ("early", -5)):
-        threads.append(threading.Thread(target=call, args=(name, priority)))
-        threads[-1].start()
-        eventually(lambda: queued() == len(threads))
+    pid = worker_of(pool, small)["pid"]
+    os.kill(pid, signal.SIGSTOP)  # else a fast engine is done before all of them are there
+    try:
+        # Two fill the engine, which runs one at a time; the others wait for their turn.
+        filling = [small.stream("1 2 3", params) for _ in range(2)]
+        for name, priority in (("late", 5), ("early", -5)):
+            threads.append(threading.Thread(target=call, args=(name, priority)))
+            threads[-1].start()
+            eventually(lambda: queued() == len(threads))
+    finally:
+        os.kill(pid, signal.SIGCONT)
     for stream in filling:
         list(stream)
     for thread in threads:
