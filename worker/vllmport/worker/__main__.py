@@ -36,6 +36,7 @@ from vllmport.bridge.messages import (
 from vllmport.worker.engine import Engine
 from vllmport.worker.mode import SWITCH, choose_mode, proof
 from vllmport.worker.port import SocketPort
+from vllmport.worker.priority import STANDING_BY, give_way
 from vllmport.worker.universal.allow import allow_list
 from vllmport.worker.universal.desk import Desk, Limits
 
@@ -143,6 +144,7 @@ def _prepare(socket: "zmq.Socket[bytes]") -> None:
     """Do all that takes time and needs no model, then say so."""
     from vllmport.worker.engines.vllm import import_vllm
 
+    give_way(STANDING_BY)
     import_vllm()
     socket.send_multipart(encode(Progress(PREPARED)))
     logger.info("standing by")

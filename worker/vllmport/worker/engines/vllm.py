@@ -15,6 +15,7 @@ from typing import Any
 from vllmport.worker.causes import cause_file
 from vllmport.worker.engine import Engine, Port
 from vllmport.worker.plugin import name_shared_memory
+from vllmport.worker.priority import WORKING, give_way
 
 ENGINE_READY_TIMEOUT = 7 * 24 * 3600
 """Seconds; vLLM's own limit is a total of 600."""
@@ -32,6 +33,7 @@ def load_vllm(spec: Mapping[str, Any], port: Port) -> Engine:
         InvalidRequest: The arguments can never work; nothing was loaded.
         StartupFailed: The engine did not start.
     """
+    give_way(WORKING)
     mode, args = spec["mode"], {**spec["engine_args"], "model": spec["model"]}
     warnings = [*spec.get("warnings", ()), *_set_environment(mode)]
     port.progress("importing", "vllm")
