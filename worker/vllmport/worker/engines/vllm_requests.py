@@ -138,6 +138,7 @@ def sampling_params(
         modern, notes = modern_sampling_params({**given, **old})
         params = _sampling(modern)
     params.output_kind = RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY
+    params.skip_clone = True  # they are of this call alone; a deep copy is a quarter of its start
     return params, notes
 
 
