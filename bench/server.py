@@ -136,7 +136,9 @@ class StreamReader(asyncio.Protocol):
         self._parts.append(data)
         if self.first is not None and not self.first.done() and b"data: {" in data:
             self.first.set_result(None)
-        if data.endswith(LAST_CHUNK) and self._ended is not None and not self._ended.done():
+        if self._ended is None or self._ended.done() or not data.endswith(LAST_CHUNK):
+            return
+        if DONE in b"".join(self._parts[-4:]):  # else it is a chunk that ends like the last one
             self._ended.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
